@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..batching import join_modules
 from ..blocks import Blocks
 
 __all__ = ["BlockLikelihood", "Likelihood"]
@@ -48,6 +49,14 @@ class Likelihood(nn.Module):
     def weight(self, y: Tensor) -> Tensor:
         """Return data weights ``1/variance`` estimated from the data alone, broadcastable to ``z`` (for whitening)."""
         raise NotImplementedError(f"{type(self).__name__} has no data-only weights")
+
+    def samples(self, start: int, stop: int) -> Likelihood:
+        """Return the likelihood of samples ``start .. stop - 1``; one without per-sample tensors returns itself."""
+        return self
+
+    def join(self, likelihoods: Sequence[Likelihood]) -> Likelihood:
+        """Return one likelihood for the batch made of each given likelihood's single sample."""
+        return join_modules(likelihoods)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments (plain values and tensors)."""

@@ -21,7 +21,8 @@ class Gaussian(Likelihood):
     Args:
         sigma: noise standard deviation in the unit of the data: a number, or a tensor broadcastable to the data
             (``(B, 1, ...)`` for one value a sample).
-        support: optional 0/1 tensor broadcastable to the data; noise is drawn on its ones only (sampled k-space entries).
+        support: optional 0/1 tensor with the data's axes, ``(1 or B, ...)``; noise is drawn on its ones only (sampled
+            k-space entries).
 
     Raises:
         ValueError: if sigma is negative or not finite.
@@ -86,6 +87,14 @@ class Gaussian(Likelihood):
     def is_exact(self) -> bool:
         """Whether the data carry no noise at all."""
         return not bool((self.sigma > 0).any())
+
+    def samples(self, start: int, stop: int) -> Likelihood:
+        """Return the likelihood with the noise levels of the samples (a tensor with a batch axis of more than one)."""
+        sigma = self.sigma[start:stop] if self.sigma.ndim > 1 and self.sigma.shape[0] > 1 else self.sigma
+        support = self.support
+        if support is not None and support.ndim > 1 and support.shape[0] > 1:
+            support = support[start:stop]
+        return Gaussian(sigma, support)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments."""

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..batching import join_modules
+
 __all__ = ["AdjointOperator", "ComposedOperator", "LinearOperator", "ScaledOperator", "SumOperator"]
 
 
@@ -66,6 +68,21 @@ class LinearOperator(nn.Module):
             NotImplementedError: where there is none; use ``multirecon.solvers.least_squares`` then.
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed-form pseudo-inverse; use solvers.least_squares")
+
+    def samples(self, start: int, stop: int) -> LinearOperator:
+        """Return the operator of samples ``start .. stop - 1``; one without per-sample tensors returns itself."""
+        return self
+
+    def join(self, operators: Sequence[LinearOperator]) -> LinearOperator:
+        """Return one operator for the batch made of each given operator's single sample.
+
+        The generic form rebuilds the class from its ``arguments()``: tensors that differ are stacked along their batch
+        axis, everything else must be equal.
+
+        Raises:
+            ValueError: if the operators differ in anything but their per-sample tensors.
+        """
+        return join_modules(operators)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments (plain values, tensors, operators) from which the operator is rebuilt."""
@@ -167,6 +184,10 @@ class AdjointOperator(LinearOperator):
         """The original operator."""
         return self.operator
 
+    def samples(self, start: int, stop: int) -> LinearOperator:
+        """Return the adjoint of the samples' operator."""
+        return AdjointOperator(self.operator.samples(start, stop))
+
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments."""
         return {"operator": self.operator}
@@ -205,6 +226,10 @@ class ComposedOperator(LinearOperator):
             y = factor.adjoint(y)  # type: ignore[operator]
         return y
 
+    def samples(self, start: int, stop: int) -> LinearOperator:
+        """Return the product of the factors' samples."""
+        return ComposedOperator([f.samples(start, stop) for f in self.factors])  # type: ignore[operator]
+
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments."""
         return {"operators": list(self.factors)}
@@ -233,6 +258,10 @@ class SumOperator(LinearOperator):
         """Return ``sum_i A_i^H y``."""
         return torch.stack([term.adjoint(y) for term in self.terms]).sum(0)  # type: ignore[operator]
 
+    def samples(self, start: int, stop: int) -> LinearOperator:
+        """Return the sum of the terms' samples."""
+        return SumOperator([t.samples(start, stop) for t in self.terms])  # type: ignore[operator]
+
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments."""
         return {"operators": list(self.terms)}
@@ -256,6 +285,10 @@ class ScaledOperator(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return ``scale * A^H y``."""
         return self.scale * self.operator.adjoint(y)
+
+    def samples(self, start: int, stop: int) -> LinearOperator:
+        """Return the scaled operator of the samples."""
+        return ScaledOperator(self.operator.samples(start, stop), self.scale)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batching import slice_samples
 from .base import LinearOperator
 
 __all__ = ["Diagonal", "Identity", "Zero"]
@@ -83,6 +84,10 @@ class Diagonal(LinearOperator):
     def gram(self, x: Tensor) -> Tensor:
         """Return ``|w|^2 x``."""
         return (self.weight.abs() ** 2).to(x.dtype) * x
+
+    def samples(self, start: int, stop: int) -> LinearOperator:
+        """Return the operator with the weights of the samples."""
+        return Diagonal(slice_samples(self.weight, len(self.domain_shape) + 1, start, stop), self.domain_shape)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments."""
