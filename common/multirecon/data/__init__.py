@@ -1,0 +1,1 @@
+"""Anatomies, phantoms, data sets and readers."""
