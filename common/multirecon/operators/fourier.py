@@ -1,0 +1,196 @@
+"""Undersampled multi-coil Cartesian MR: ``A = M F S``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import LinearOperator
+
+__all__ = ["MaskedFourier", "centred_fft", "centred_ifft"]
+
+
+def centred_fft(image: Tensor, spatial_dims: int = 2) -> Tensor:
+    r"""Return the orthonormal Fourier transform with both origins at index ``N // 2``.
+
+    ``X[k] = N^{-1/2} sum_n x[n] exp(-2 pi i (k - N//2) (n - N//2) / N)`` along each of the last axes.
+
+    Args:
+        image: ``(..., *spatial)``, real or complex.
+        spatial_dims: number of trailing axes that are transformed.
+
+    Returns:
+        Complex k-space of the same shape and unit.
+    """
+    axes = tuple(range(-spatial_dims, 0))
+    return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(image, axes), dim=axes, norm="ortho"), axes)
+
+
+def centred_ifft(kspace: Tensor, spatial_dims: int = 2) -> Tensor:
+    """Return the inverse (and adjoint) of :func:`centred_fft`.
+
+    Args:
+        kspace: ``(..., *spatial)``, complex, the zero frequency at ``N // 2`` of every transformed axis.
+        spatial_dims: number of trailing axes that are transformed.
+
+    Returns:
+        Complex image of the same shape and unit.
+    """
+    axes = tuple(range(-spatial_dims, 0))
+    return torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(kspace, axes), dim=axes, norm="ortho"), axes)
+
+
+class MaskedFourier(LinearOperator):
+    r"""Coil-wise sampled k-space of an image: ``(A x)_c = M F (S_c x)``.
+
+    ``S_c`` are the coil maps, ``F`` is the centred orthonormal Fourier transform (zero frequency at index ``N // 2``,
+    any size), ``M`` a 0/1 sampling mask. Data outside the mask are zero. With ``real_image`` the image is one real
+    channel, its low-resolution phase being part of the maps, and the adjoint is ``Re(sum_c conj(S_c) F^H M y_c)``;
+    otherwise the image is one complex channel. With ``sum_c |S_c|^2 <= 1`` the spectral norm is at most one.
+
+    No ``fftshift`` is computed: moving both origins to ``N // 2`` multiplies image and k-space by separable phase ramps
+    (a checkerboard of signs for even sizes), which are folded into copies of the maps and of the mask.
+
+    Args:
+        mask: 0/1 sampling pattern ``(*spatial)``, or one a sample ``(B, *spatial)``.
+        maps: complex coil maps ``(coils, *spatial)``, or one set a sample ``(B, coils, *spatial)``.
+        real_image: whether images are real.
+        spatial_dims: 2 or 3; found from the shapes, needed only where they fit both.
+
+    Raises:
+        ValueError: if shapes disagree, the mask is not 0/1, or the maps are not complex.
+
+    Example:
+        >>> mask = torch.zeros(4, 6)
+        >>> mask[:, ::2] = 1
+        >>> A = MaskedFourier(mask, torch.ones(2, 4, 6, dtype=torch.complex64))
+        >>> A(torch.ones(1, 1, 4, 6)).shape, A.adjoint(A(torch.ones(1, 1, 4, 6))).dtype
+        (torch.Size([1, 2, 4, 6]), torch.float32)
+
+    References:
+        pruessmann1999
+    """
+
+    kind = "masked_fourier"
+
+    def __init__(self, mask: Tensor, maps: Tensor, *, real_image: bool = True, spatial_dims: int | None = None) -> None:
+        dims = _spatial_dims(mask, maps, spatial_dims)
+        if not maps.is_complex():
+            raise ValueError(f"maps: expected a complex dtype, got {maps.dtype}")
+        mask = mask.to(maps.real.dtype)
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ValueError("mask: expected values 0 and 1 only")
+        spatial, coils = tuple(maps.shape[-dims:]), maps.shape[-dims - 1]
+        super().__init__(
+            (1, *spatial),
+            (coils, *spatial),
+            domain_dtype=maps.real.dtype if real_image else maps.dtype,
+            range_dtype=maps.dtype,
+        )
+        self.real_image = bool(real_image)
+        self.spatial_dims = dims
+        self._axes = tuple(range(-dims, 0))
+        # F along an axis commutes with a mask that is constant along it, and F^H F = 1: the gram skips such axes.
+        self._gram_axes = tuple(a for a in self._axes if bool((mask != mask.narrow(a, 0, 1)).any()))
+        self.mask: Tensor
+        self.maps: Tensor
+        self.register_buffer("mask", mask)
+        self.register_buffer("maps", maps)
+        self._fold()
+
+    @property
+    def coils(self) -> int:
+        """Number of receive coils."""
+        return self.range_shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return k-space ``(B, coils, *spatial)`` of images ``(B, 1, *spatial)``."""
+        weighted = self._folded_maps * self.check_domain(x)
+        return torch.fft.fftn(weighted, dim=self._axes, norm="ortho") * self._folded_mask
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Return the coil-combined image ``(B, 1, *spatial)`` of k-space ``(B, coils, *spatial)``."""
+        sampled = self.check_range(y) * self._folded_mask.conj()
+        return self._combine(torch.fft.ifftn(sampled, dim=self._axes, norm="ortho"))
+
+    def gram(self, x: Tensor) -> Tensor:
+        """Return ``A^H A x`` with transforms along the undersampled axes only."""
+        weighted = self._folded_maps * self.check_domain(x)
+        if not self._gram_axes:
+            return self._combine(weighted * self._broadcast_mask())
+        spectrum = torch.fft.fftn(weighted, dim=self._gram_axes, norm="ortho") * self._broadcast_mask()
+        return self._combine(torch.fft.ifftn(spectrum, dim=self._gram_axes, norm="ortho"))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor arguments."""
+        return {
+            "mask": self.mask,
+            "maps": self.maps,
+            "real_image": self.real_image,
+            "spatial_dims": self.spatial_dims,
+        }
+
+    def _combine(self, coil_images: Tensor) -> Tensor:
+        axis = -self.spatial_dims - 1
+        if self.real_image:
+            product = torch.view_as_real(self._folded_maps) * torch.view_as_real(coil_images)
+            return product.sum((axis - 1, -1)).unsqueeze(axis)
+        return (self._folded_maps.conj() * coil_images).sum(axis, keepdim=True)
+
+    def _broadcast_mask(self) -> Tensor:
+        return self.mask if self.mask.ndim == self.spatial_dims else self.mask.unsqueeze(1)
+
+    def _fold(self) -> None:
+        """Fold the phase ramps of the centred transform into copies of the maps and of the mask."""
+        image_ramp = _separable_ramp(self.maps.shape[-self.spatial_dims :], constant=False)
+        kspace_ramp = _separable_ramp(self.maps.shape[-self.spatial_dims :], constant=True)
+        if not kspace_ramp.imag.any():
+            kspace_ramp = kspace_ramp.real  # even sizes: signs
+        self._folded_maps: Tensor
+        self._folded_mask: Tensor
+        maps, mask = self.maps, self._broadcast_mask()
+        self.register_buffer("_folded_maps", maps * image_ramp.to(maps), persistent=False)
+        dtype = maps.dtype if kspace_ramp.is_complex() else mask.dtype
+        self.register_buffer("_folded_mask", mask * kspace_ramp.to(mask.device, dtype), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MaskedFourier:
+        super()._apply(fn, recurse)
+        self._fold()  # again, so that a change of precision does not keep ramps rounded to the old one
+        return self
+
+
+def _separable_ramp(shape: Sequence[int], *, constant: bool) -> Tensor:
+    """Return ``prod_axis exp(2 pi i c n / N)``, ``c = N // 2``, times ``exp(-2 pi i c^2 / N)`` with the constant."""
+    ramp = torch.ones((), dtype=torch.complex128)
+    for axis, size in enumerate(shape):
+        centre = size // 2
+        n = torch.arange(size, dtype=torch.float64) - (centre if constant else 0)
+        turns = torch.remainder(centre * n, size) / size
+        line = torch.polar(torch.ones_like(turns), 2 * pi * turns)
+        if size % 2 == 0:
+            line = line.real.round().to(line.dtype)  # exact signs
+        ramp = ramp * line.reshape(-1, *[1] * (len(shape) - 1 - axis))
+    return ramp
+
+
+def _spatial_dims(mask: Tensor, maps: Tensor, given: int | None) -> int:
+    """Find the number of spatial axes for which both shapes make sense."""
+    fitting = [
+        dims
+        for dims in (2, 3)
+        if mask.ndim in (dims, dims + 1)
+        and maps.ndim in (dims + 1, dims + 2)
+        and mask.shape[-dims:] == maps.shape[-dims:]
+        and (mask.ndim == dims or maps.ndim == dims + 1 or mask.shape[0] == maps.shape[0])
+    ]
+    if given is not None:
+        fitting = [dims for dims in fitting if dims == given]
+    if len(fitting) != 1:
+        problem = "spatial_dims=2 or 3 to be given" if fitting else "(*spatial) or (B, *spatial)"
+        raise ValueError(f"mask: expected {problem} for maps (coils, *spatial) or (B, coils, *spatial), got mask "
+                         f"{tuple(mask.shape)}, maps {tuple(maps.shape)}, spatial_dims={given}")  # fmt: skip
+    return fitting[0]
