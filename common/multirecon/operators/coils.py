@@ -16,8 +16,8 @@ def birdcage_maps(coils: int, shape: Sequence[int], *, radius: float = 1.5, ring
 
     Coil ``c`` sits at the angle ``a = 2 pi c / C``. At row ``j``, column ``i``: ``X = (i - W/2)/(W/2) - r cos a``,
     ``Y = (j - H/2)/(H/2) - r sin a``, ``S_c = exp(i (atan2(X, -Y) - a)) / |(X, Y)|``, divided by the root sum of
-    squares over coils. In 3D, ``Z = (k - D/2)/(D/2) - h`` joins the distance and the coils form rings at the heights ``h``, one
-    apart and centred.
+    squares over coils. In 3D, ``Z = (k - D/2)/(D/2) - h`` joins the distance and the coils form rings at the heights
+    ``h``, one apart and centred.
 
     Args:
         coils: number of coils, divisible by ``rings``.
