@@ -131,8 +131,10 @@ def _text(group: h5py.Group, name: str) -> str:
 
 
 def write_tensor(group: h5py.Group, name: str, tensor: Tensor) -> None:
-    """Write a tensor as a dataset of its own dtype."""
-    group.create_dataset(name, data=tensor.detach().cpu().numpy())
+    """Write a tensor as a dataset of its own dtype; large ones are compressed (k-space outside the mask is zero)."""
+    array = tensor.detach().cpu().numpy()
+    large = array.nbytes > 65536
+    group.create_dataset(name, data=array, **({"compression": "gzip", "compression_opts": 1} if large else {}))
 
 
 def read_tensor(group: h5py.Group, name: str) -> Tensor:

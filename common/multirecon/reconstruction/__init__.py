@@ -1,1 +1,16 @@
-"""reconstruction"""
+"""Reconstructors: the methods, as MONAI inferers."""
+
+from .base import Capability, ImageSource, PosteriorSampler, Reconstructor
+from .fbp import FilteredBackProjection
+from .slicewise import SliceWise
+from .tikhonov import Tikhonov
+
+__all__ = [
+    "Capability",
+    "FilteredBackProjection",
+    "ImageSource",
+    "PosteriorSampler",
+    "Reconstructor",
+    "SliceWise",
+    "Tikhonov",
+]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, avg_pool3d
 
-from .blocks import Blocks
-from .likelihoods import BlockLikelihood, Gaussian, Likelihood
-from .measurement import Measurement
-from .operators import BlockDiagonal, Identity, LinearOperator
-from .space import ImageSpace
+from ..blocks import Blocks
+from ..likelihoods import BlockLikelihood, Gaussian, Likelihood
+from ..measurement import Measurement
+from ..operators import BlockDiagonal, Identity, LinearOperator
+from ..space import ImageSpace
 
 __all__ = ["Acquisition", "CleanImage", "Scan", "ScanContext", "ScanResult", "block_mean", "keyed_generator"]
 

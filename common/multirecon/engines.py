@@ -1,0 +1,234 @@
+"""The seam to MONAI's engines: batches become measurements, reconstructions become files."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import list_data_collate
+from monai.engines import PrepareBatch
+from torch import Tensor
+
+from .acquisition import Acquisition
+from .measurement import Measurement
+from .space import ImageSpace
+from .units import attenuation_to_hu
+
+__all__ = ["PrepareMeasurement", "SaveReconstructions", "collate", "require"]
+
+
+def require(condition: Any, message: str) -> None:
+    """Guard for the ``initialize`` section of a bundle config.
+
+    Raises:
+        ValueError: with the message, if the condition is false (an empty data list must not exit with 0).
+    """
+    if not condition:
+        raise ValueError(message)
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Collate data-set items: a Measurement is a batch of its own, everything else goes through MONAI's collation.
+
+    Raises:
+        ValueError: if several Measurements would share a batch.
+    """
+    if isinstance(items[0].get("image"), Measurement):
+        if len(items) > 1:
+            raise ValueError(f"batch_size: expected 1 for measurement files, got {len(items)}")
+        return {key: (value if isinstance(value, Measurement) else [value]) for key, value in items[0].items()}
+    return list_data_collate(list(items))
+
+
+class PrepareMeasurement(PrepareBatch):
+    r"""Turns a batch into ``(inputs, truth)`` for MONAI's engines; the inferer never sees the truth.
+
+    A batch holds either ``"image"``: a Measurement read from a file (truth is then ``None``), or ``"image"``: true stacks
+    ``(B, C, *shape)`` with ``"fine"``: the same on the acquisition's finer grid (by channel, or a dictionary by name);
+    these are measured by ``acquisition``. Without an acquisition the stack itself is handed on.
+
+    Args:
+        acquisition: simulated scans.
+        modalities: channel names of ``"image"`` and ``"fine"``; the default is the acquisition's space.
+        repeat: number of the noise realisation; in training, where ``vary`` is set, the epoch is added.
+        vary: draw new noise at every epoch (training); the evaluation keeps one realisation a sample.
+    """
+
+    def __init__(
+        self,
+        acquisition: Acquisition | None = None,
+        *,
+        modalities: Sequence[str] | None = None,
+        repeat: int = 0,
+        vary: bool = False,
+    ) -> None:
+        self.acquisition = acquisition
+        self.modalities = tuple(modalities) if modalities is not None else None
+        self.repeat = repeat
+        self.vary = vary
+        self._calls = 0
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, Tensor | None]:
+        """Return the measurement (or stack) on the device, and the truth ``(B, C, *shape)`` where it is known."""
+        image = batchdata["image"]
+        if isinstance(image, Measurement):
+            return image.to(device or "cpu"), None
+        if self.acquisition is None:
+            return image.to(device=device, non_blocking=non_blocking), batchdata.get("label")
+        space = self.acquisition.space
+        names = self.modalities or space.names
+        fine = batchdata.get("fine", image if self.acquisition.oversample == 1 else None)
+        if fine is None:
+            raise ValueError(
+                f"batch: expected 'fine' images refined {self.acquisition.oversample}x, got {sorted(batchdata)}"
+            )
+        maps = dict(fine) if isinstance(fine, Mapping) else _by_name(fine, names, space)
+        self._calls += 1
+        measurement = self.acquisition(
+            {n: _plain(t) for n, t in maps.items()},
+            [str(s) for s in batchdata["id"]],
+            repeat=self.repeat + (self._calls if self.vary else 0),
+            affine=batchdata.get("affine"),
+        )
+        truth = _plain(image)[:, [c for n in space.names for c in _channels(n, names, space)]]
+        return measurement.to(device or "cpu"), truth.to(device=device, non_blocking=non_blocking)
+
+
+def _plain(t: Tensor) -> Tensor:
+    return t.as_tensor() if hasattr(t, "as_tensor") else t
+
+
+def _channels(name: str, names: Sequence[str], space: ImageSpace) -> range:
+    start = sum(space[n].channels if n in space else 1 for n in names[: list(names).index(name)])
+    return range(start, start + space[name].channels)
+
+
+def _by_name(fine: Tensor, names: Sequence[str], space: ImageSpace) -> dict[str, Tensor]:
+    widths = [space[n].channels if n in space else 1 for n in names]
+    if sum(widths) != fine.shape[1]:
+        raise ValueError(f"fine: expected {sum(widths)} channels for {list(names)}, got {fine.shape[1]}")
+    return dict(zip(names, fine.split(widths, dim=1), strict=True))
+
+
+class SaveReconstructions:
+    """Ignite handler that writes every reconstruction as NIfTI (one file a modality) and, if asked, as PNG.
+
+    Slices of one batch become separate files ``<id>_<modality>.nii.gz`` with the affine of their slice; a 3D result
+    becomes a volume. CT leaves in HU. Files appear whole or not at all.
+
+    Args:
+        output_dir: folder of the results, made where it is missing.
+        modalities: what to write; the default is every modality of the stack.
+        png: also write an 8-bit picture of the middle slice, windowed to its 1st to 99.5th percentile.
+        clock: also append seconds a batch to ``seconds.csv``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        *,
+        modalities: Sequence[str] | None = None,
+        png: bool = True,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.modalities = tuple(modalities) if modalities is not None else None
+        self.png = png
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine: saves after every iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save the batch in ``engine.state.output``."""
+        output, batch = engine.state.output, engine.state.batch
+        inputs, pred = output["image"], output["pred"]
+        if isinstance(inputs, Measurement):
+            space, affines = inputs.space, inputs.space.affine
+        else:
+            raise ValueError(f"output: expected a Measurement under 'image', got {type(inputs).__name__}")
+        affines = affines.expand(len(pred), 4, 4) if affines.ndim == 2 else affines
+        ids = sample_names(batch.get("id"), len(pred))
+        for index, name in enumerate(ids):
+            for modality in self.modalities or space.names:
+                image = _plain(pred)[index, space.channels(modality)].detach().cpu()
+                self._save(name, modality, image, affines[index], space)
+
+    def _save(self, sample: str, modality: str, image: Tensor, affine: Tensor, space: ImageSpace) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        values = attenuation_to_hu(image) if modality == "ct" and space[modality].unit == "1/cm" else image
+        array = values.float().numpy()
+        array = array if array.ndim == 4 else array[..., None]
+        array = np.moveaxis(array, 0, -1)
+        stem = f"{safe_name(sample)}_{modality}"
+        path = self.output_dir / f"{stem}.nii.gz"
+        nifti = nib.Nifti1Image(array[..., 0] if array.shape[-1] == 1 else array, affine.numpy())
+        write_atomic(path, lambda temporary: nib.save(nifti, temporary))
+        if self.png:
+            write_atomic(self.output_dir / f"{stem}.png", lambda temporary: write_png(array[..., 0], temporary))
+
+
+def sample_names(ids: Any, count: int) -> list[str]:
+    """Return one name a sample: those given, numbered where one id covers several samples."""
+    if ids is None:
+        return [f"sample-{i:03d}" for i in range(count)]
+    names = [str(i) for i in ids]
+    if len(names) == count:
+        return names
+    return [f"{names[0]}-{i:03d}" for i in range(count)]
+
+
+def safe_name(name: str) -> str:
+    """Return the name with everything but letters, digits, dot, dash and underscore replaced by a dash."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "sample"
+
+
+def write_atomic(path: Path, write: Callable[[str], None]) -> None:
+    """Write a file through a temporary one beside it, so that it appears whole or not at all."""
+    handle, temporary = tempfile.mkstemp(prefix=".part-", suffix="".join(path.suffixes), dir=path.parent)
+    os.close(handle)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_png(volume: np.ndarray, path: str) -> None:
+    """Write the middle slice ``(H, W, slices)`` as an 8-bit grey picture with the second axis upwards."""
+    from matplotlib import image as mpl_image
+
+    middle = volume[..., volume.shape[-1] // 2]
+    low, high = np.percentile(middle, [1.0, 99.5])
+    mpl_image.imsave(path, middle.T[::-1], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+
+
+class Clock:
+    """Ignite handler that keeps the seconds of every iteration in ``engine.state.seconds``."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an engine."""
+        engine.state.seconds = []  # type: ignore[attr-defined]
+        engine.add_event_handler(Events.ITERATION_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop)
+
+    def _start(self, engine: Engine) -> None:
+        self._begin = time.perf_counter()
+
+    def _stop(self, engine: Engine) -> None:
+        engine.state.seconds.append(time.perf_counter() - self._begin)  # type: ignore[attr-defined]
