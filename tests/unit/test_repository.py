@@ -1,5 +1,6 @@
 """Promises of the repository as a whole: package, versions, sizes, names."""
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -16,12 +17,40 @@ import multirecon
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
+BUNDLE_MODULES = sorted(ROOT.glob("bundles/*/**/*.py"))
+BUNDLE_MAY_IMPORT = {"multirecon", "monai", "torch", "numpy", "deepinv", "__future__"}
 MAX_LINES, MAX_MEDIAN_LINES = 400, 200
 MAX_WEIGHTS_BYTES = 40 * 1024**2
 
 
 def lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of what a module imports, wherever in the module it does."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_library_imports_no_bundle():
+    own_modules = {path.stem for path in BUNDLE_MODULES} | {path.name for path in BUNDLES} | {"bundles"}
+    found = {str(path.relative_to(ROOT)): imported(path) & own_modules for path in (ROOT / "common").rglob("*.py")}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_bundles_import_the_library_and_themselves_only():
+    strangers = {}
+    for path in BUNDLE_MODULES:
+        bundle = ROOT / "bundles" / path.relative_to(ROOT / "bundles").parts[0]
+        own = {inner.stem for inner in bundle.rglob("*.py")} | {bundle.name}
+        strangers[str(path.relative_to(ROOT))] = imported(path) - own - BUNDLE_MAY_IMPORT - sys.stdlib_module_names
+    assert {path: names for path, names in strangers.items() if names} == {}
 
 
 def test_import_of_the_package_alone_is_light():
