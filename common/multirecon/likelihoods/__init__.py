@@ -2,5 +2,16 @@
 
 from .base import BlockLikelihood, Likelihood
 from .gaussian import Gaussian
+from .poisson import Poisson
+from .polyenergetic import PolyenergeticPoisson
+from .transmission import TransmissionPoisson, log_transform
 
-__all__ = ["BlockLikelihood", "Gaussian", "Likelihood"]
+__all__ = [
+    "BlockLikelihood",
+    "Gaussian",
+    "Likelihood",
+    "Poisson",
+    "PolyenergeticPoisson",
+    "TransmissionPoisson",
+    "log_transform",
+]
