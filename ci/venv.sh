@@ -7,8 +7,10 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$here/.venv}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
-extras=${EXTRAS:-dev,data,io,interop}
 stamp=$venv/multirecon.stamp
+# extras once added (`make peers`) stay
+extras=${EXTRAS:-$([ -f "$stamp" ] && sed -n 2p "$stamp" || true)}
+extras=${extras:-dev,data,io,interop}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONNOUSERSITE=1
 unset PYTHONHOME PYTHONPATH
 
