@@ -12,12 +12,12 @@ __all__ = ["join_modules", "slice_samples"]
 
 
 def slice_samples(tensor: Tensor, per_sample_ndim: int, start: int, stop: int) -> Tensor:
-    """Return ``tensor[start:stop]`` if it has a batch axis of more than one sample (``per_sample_ndim`` axes in all)."""
+    """Return ``tensor[start:stop]`` if it has a batch axis (``per_sample_ndim`` axes in all) longer than one."""
     return tensor[start:stop] if tensor.ndim == per_sample_ndim and tensor.shape[0] > 1 else tensor
 
 
 def join_modules(modules: Sequence[Any]) -> Any:
-    """Return one operator or likelihood for the batch whose samples each module describes; see ``LinearOperator.join``."""
+    """Return one module for the batch whose samples each given module describes; see ``LinearOperator.join``."""
     first = modules[0]
     if len(modules) == 1 or all(m is first for m in modules):
         return first

@@ -52,7 +52,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class PrepareMeasurement(PrepareBatch):
     r"""Turns a batch into ``(inputs, truth)`` for MONAI's engines; the inferer never sees the truth.
 
-    A batch holds either ``"image"``: a Measurement read from a file (truth is then ``None``), or ``"image"``: true stacks
+    A batch holds either ``"image"``: a Measurement read from a file (then there is no truth), or ``"image"``: true stacks
     ``(B, C, *shape)`` with ``"fine"``: the same on the acquisition's finer grid (by channel, or a dictionary by name);
     these are measured by ``acquisition``. Without an acquisition the stack itself is handed on.
 
@@ -223,7 +223,7 @@ class Clock:
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine."""
-        engine.state.seconds = []  # type: ignore[attr-defined]
+        engine.state.seconds = []
         engine.add_event_handler(Events.ITERATION_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop)
 
@@ -231,4 +231,4 @@ class Clock:
         self._begin = time.perf_counter()
 
     def _stop(self, engine: Engine) -> None:
-        engine.state.seconds.append(time.perf_counter() - self._begin)  # type: ignore[attr-defined]
+        engine.state.seconds.append(time.perf_counter() - self._begin)

@@ -31,8 +31,8 @@ def kinds() -> dict[str, Callable[..., nn.Module]]:
 
 
 def _exported(module: ModuleType, base: type) -> dict[str, Callable[..., nn.Module]]:
-    classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base)]
-    return {c.kind: c for c in classes if c.kind}  # type: ignore[attr-defined]
+    classes: list[Any] = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base)]
+    return {c.kind: c for c in classes if c.kind}
 
 
 def encode(group: h5py.Group, module: nn.Module) -> None:

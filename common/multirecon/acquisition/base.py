@@ -149,7 +149,7 @@ class Acquisition:
         """Simulate a batch.
 
         Args:
-            fine: true images by name, ``(B, channels, *fine_shape)``; extra names (``"attenuation"``) serve the physics.
+            fine: true images by name, ``(B, channels, *fine_shape)``; extra names serve the physics.
             samples: the ids of the samples, which seed their noise.
             repeat: number of the noise realisation.
             affine: voxel-to-RAS matrices ``(4, 4)`` or ``(B, 4, 4)`` of the method's grid in mm.

@@ -17,8 +17,8 @@ __all__ = ["ParallelCT"]
 class ParallelCT(Scan):
     r"""Photon counts of a parallel-beam scan: ``y ~ Poisson(I0 * mean_bin exp(-P x) + scatter)``.
 
-    The rays are traced on the finer grid with ``oversample`` rays a bin, and transmitted intensities (not line integrals)
-    are averaged over the bin; the operator handed over is the Joseph projector of the method's own grid.
+    The rays are traced on the finer grid with ``oversample`` rays a bin, and transmitted intensities (not line
+    integrals) are averaged over the bin; the operator handed over is the Joseph projector of the method's own grid.
 
     Args:
         views: number of views over ``arc``.

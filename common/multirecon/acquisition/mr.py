@@ -21,7 +21,7 @@ __all__ = ["CartesianMR", "crop_kspace"]
 def crop_kspace(fine: Tensor, shape: Sequence[int], oversample: int) -> Tensor:
     r"""Return the k-space that the coarse grid calls its own, from the orthonormal k-space of the refined grid.
 
-    The centre ``shape`` of the fine k-space is kept (same field of view, half the bandwidth a factor of two) and scaled by
+    The centre ``shape`` of the fine k-space is kept (same field of view, less bandwidth) and scaled by
     ``oversample ** (-d / 2)``. A coarse pixel's centre lies ``(1 - 1/oversample) / 2`` pixels beyond that of its first
     fine pixel; the phase ramp accounts for it, so that no sub-pixel shift is hidden in the data.
 

@@ -203,9 +203,9 @@ class ComposedOperator(LinearOperator):
     kind = "composed"
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
-        factors: list[LinearOperator] = []
+        factors: list[Any] = []
         for operator in operators:
-            factors.extend(operator.factors if isinstance(operator, ComposedOperator) else [operator])  # type: ignore[arg-type]
+            factors.extend(operator.factors.children() if isinstance(operator, ComposedOperator) else [operator])
         for left, right in itertools.pairwise(factors):
             if left.domain_shape != right.range_shape:
                 raise ValueError(f"operators: expected {type(left).__name__}'s domain {left.domain_shape} to equal "

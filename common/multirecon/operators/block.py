@@ -118,7 +118,7 @@ class BlockDiagonal(nn.Module):
         for name, op in self.items():
             if not hasattr(op, "subset"):
                 raise ValueError(f"block {name!r}: expected an operator with subsets, got {type(op).__name__}")
-            parts[name] = op.subset(index, count)
+            parts[name] = op.subset(index, count)  # type: ignore[operator]
         return BlockDiagonal(self.space, parts)
 
     def on(self, space: ImageSpace) -> BlockDiagonal:

@@ -8,7 +8,10 @@ from math import pi
 import torch
 from torch import Tensor
 
-__all__ = ["birdcage_maps", "smooth_phase"]
+from .fourier import centred_ifft
+from .masks import calibration_size
+
+__all__ = ["birdcage_maps", "estimate_maps", "low_resolution_phase", "smooth_phase"]
 
 
 def birdcage_maps(coils: int, shape: Sequence[int], *, radius: float = 1.5, rings: int = 1) -> Tensor:
@@ -88,3 +91,46 @@ def smooth_phase(
     phase = phase - phase.mean()
     phase = phase * (amplitude / phase.square().mean().sqrt())
     return (phase + (2 * torch.rand((), generator=generator, dtype=torch.float64) - 1) * pi).float()
+
+
+def estimate_maps(
+    kspace: Tensor,
+    *,
+    calibration: Sequence[int] | None = None,
+    kernel: int = 6,
+    threshold: float = 0.02,
+    crop: float = 0.9,
+    real_image: bool = True,
+) -> Tensor:
+    r"""Estimate coil maps from the fully sampled centre of k-space, by the eigenvalue method.
+
+    All ``kernel``-sized patches of the centre lie near a small subspace with projector ``P``. If an image has the maps
+    ``S``, the vector ``S(r) e^{-2 pi i d r / N}`` (coil, offset ``d`` in the patch) lies in it, so that at every pixel ``S(r)``
+    is an eigenvector of ``G(r) = kernel^{-D} sum_{d, d'} P_{d d'} e^{2 pi i (d - d') r / N}`` for the eigenvalue one. ``P``
+    enters through its sums over equal lags ``d - d'`` only, a ``(2 kernel - 1)^D`` filter evaluated at the pixels.
+
+    An eigenvector has no phase of its own. With ``real_image`` the phase of the low-resolution image is given to the maps, so
+    that the image they belong to is real and non-negative up to finer phase; otherwise the phase is that of the strongest
+    combination of the coils.
+
+    Args:
+        kspace: ``(coils, *spatial)`` or ``(B, coils, *spatial)``, complex, zero where not sampled.
+        calibration: size of the centred fully sampled block for each axis; the default is the largest one, at most 32
+            along each axis.
+        kernel: patch size along every axis.
+        threshold: singular values of the patches below this fraction of the largest are taken for noise.
+        crop: pixels whose eigenvalue lies below are outside the support, their maps zero; 0 keeps all.
+        real_image: whether the low-resolution phase is absorbed.
+
+    Returns:
+        Complex maps shaped like ``kspace``, with root sum of squares one inside the support.
+
+    Raises:
+        ValueError: if there is no fully sampled centre of at least two kernels.
+
+    References:
+        uecker2014
+    """
+    if kspace.ndim not in (3, 4, 5) or not kspace.is_complex():
+        raise ValueError(f"kspace: expected complex (coils, *spatial) or (B, coils, *spatial), got {kspace.dtype} "
+                         f"{tuple(kspace.shape)}")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batching import slice_samples
 from .base import LinearOperator
 
 __all__ = ["MaskedFourier", "centred_fft", "centred_ifft"]
@@ -94,8 +95,10 @@ class MaskedFourier(LinearOperator):
         self.real_image = bool(real_image)
         self.spatial_dims = dims
         self._axes = tuple(range(-dims, 0))
-        # F along an axis commutes with a mask that is constant along it, and F^H F = 1: the gram skips such axes.
-        self._gram_axes = tuple(a for a in self._axes if bool((mask != mask.narrow(a, 0, 1)).any()))
+        # F along an axis commutes with a mask that is constant along it, and F^H F = 1: the gram leaves such leading
+        # axes out (an axis after the first varying one stays in: transforms are fastest over trailing axes together).
+        varying = [a for a in self._axes if bool((mask != mask.narrow(a, 0, 1)).any())]
+        self._gram_axes = tuple(range(varying[0], 0)) if varying else ()
         self.mask: Tensor
         self.maps: Tensor
         self.register_buffer("mask", mask)
@@ -109,8 +112,8 @@ class MaskedFourier(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return k-space ``(B, coils, *spatial)`` of images ``(B, 1, *spatial)``."""
-        weighted = self._folded_maps * self.check_domain(x)
-        return torch.fft.fftn(weighted, dim=self._axes, norm="ortho") * self._folded_mask
+        coil_images = self._folded_maps * self.check_domain(x).to(self.range_dtype)
+        return torch.fft.fftn(coil_images, dim=self._axes, norm="ortho").mul_(self._folded_mask)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return the coil-combined image ``(B, 1, *spatial)`` of k-space ``(B, coils, *spatial)``."""
@@ -119,11 +122,17 @@ class MaskedFourier(LinearOperator):
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``A^H A x`` with transforms along the undersampled axes only."""
-        weighted = self._folded_maps * self.check_domain(x)
+        coil_images = self._folded_maps * self.check_domain(x).to(self.range_dtype)
         if not self._gram_axes:
-            return self._combine(weighted * self._broadcast_mask())
-        spectrum = torch.fft.fftn(weighted, dim=self._gram_axes, norm="ortho") * self._broadcast_mask()
+            return self._combine(coil_images.mul_(self._coil_mask()))
+        spectrum = torch.fft.fftn(coil_images, dim=self._gram_axes, norm="ortho").mul_(self._coil_mask())
         return self._combine(torch.fft.ifftn(spectrum, dim=self._gram_axes, norm="ortho"))
+
+    def samples(self, start: int, stop: int) -> MaskedFourier:
+        """Return the operator with the masks and maps of the samples."""
+        mask = slice_samples(self.mask, self.spatial_dims + 1, start, stop)
+        maps = slice_samples(self.maps, self.spatial_dims + 2, start, stop)
+        return MaskedFourier(mask, maps, real_image=self.real_image, spatial_dims=self.spatial_dims)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments."""
@@ -136,26 +145,21 @@ class MaskedFourier(LinearOperator):
 
     def _combine(self, coil_images: Tensor) -> Tensor:
         axis = -self.spatial_dims - 1
-        if self.real_image:
-            product = torch.view_as_real(self._folded_maps) * torch.view_as_real(coil_images)
-            return product.sum((axis - 1, -1)).unsqueeze(axis)
-        return (self._folded_maps.conj() * coil_images).sum(axis, keepdim=True)
+        image = torch.linalg.vecdot(self._folded_maps, coil_images, dim=axis).unsqueeze(axis)
+        return image.real.contiguous() if self.real_image else image
 
-    def _broadcast_mask(self) -> Tensor:
+    def _coil_mask(self) -> Tensor:
         return self.mask if self.mask.ndim == self.spatial_dims else self.mask.unsqueeze(1)
 
     def _fold(self) -> None:
         """Fold the phase ramps of the centred transform into copies of the maps and of the mask."""
-        image_ramp = _separable_ramp(self.maps.shape[-self.spatial_dims :], constant=False)
-        kspace_ramp = _separable_ramp(self.maps.shape[-self.spatial_dims :], constant=True)
-        if not kspace_ramp.imag.any():
-            kspace_ramp = kspace_ramp.real  # even sizes: signs
+        spatial = self.maps.shape[-self.spatial_dims :]
         self._folded_maps: Tensor
         self._folded_mask: Tensor
-        maps, mask = self.maps, self._broadcast_mask()
-        self.register_buffer("_folded_maps", maps * image_ramp.to(maps), persistent=False)
-        dtype = maps.dtype if kspace_ramp.is_complex() else mask.dtype
-        self.register_buffer("_folded_mask", mask * kspace_ramp.to(mask.device, dtype), persistent=False)
+        folded_maps = self.maps * _separable_ramp(spatial, constant=False).to(self.maps)
+        folded_mask = self._coil_mask() * _separable_ramp(spatial, constant=True).to(self.maps)
+        self.register_buffer("_folded_maps", folded_maps, persistent=False)
+        self.register_buffer("_folded_mask", folded_mask, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedFourier:
         super()._apply(fn, recurse)

@@ -72,7 +72,7 @@ class Capability:
 class ImageSource:
     """Turns an image stack, as MONAI Label and Deploy hand it over, into a Measurement.
 
-    The channels that hold images are named; an ``acquisition`` asks for a retrospectively simulated scan of some of them.
+    The channels that hold images are named; an ``acquisition`` asks for a retrospective simulated scan of some of them.
 
     Args:
         space: image space of the stack (modalities in channel order).
@@ -115,8 +115,8 @@ class ImageSource:
 class Reconstructor(Inferer):
     r"""``y -> x``: the protocol every method implements, a ``monai.inferers.Inferer``.
 
-    A subclass writes :meth:`reconstruct` and states its :attr:`capability`. Calling the object checks the input, moves it
-    to the network's device, lets gradients flow (MONAI's evaluator turns them off), embeds the measurement into the
+    A subclass writes :meth:`reconstruct` and states its :attr:`capability`. Calling the object checks the input, moves
+    it to the network's device, lets gradients flow (MONAI's evaluator turns them off), embeds the measurement into the
     method's own stack where it has one, checks the result and returns the channels that were asked for.
 
     Args:

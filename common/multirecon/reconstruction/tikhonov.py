@@ -20,8 +20,8 @@ class Tikhonov(Reconstructor):
 
     solved by conjugate gradients on ``(A^H A + |A|^2 R) x = A^H y``. ``R`` is the bundle's network: a dimensionless
     weight (:class:`~multirecon.networks.classical.RegularisationWeight`), so that one number serves operators of every
-    scale. White Gaussian noise of one level a block drops out of the normal equations. A clean modality is returned as it
-    is; a modality without a measurement comes back as zeros, the minimum-norm solution.
+    scale. White Gaussian noise of one level a block drops out of the normal equations. A clean modality is returned as
+    it is; a modality without a measurement comes back as zeros, the minimum-norm solution.
 
     Args:
         max_iterations: bound on the CG iterations.
