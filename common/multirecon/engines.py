@@ -52,7 +52,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class PrepareMeasurement(PrepareBatch):
     r"""Turns a batch into ``(inputs, truth)`` for MONAI's engines; the inferer never sees the truth.
 
-    A batch holds either ``"image"``: a Measurement read from a file (then there is no truth), or ``"image"``: true stacks
+    A batch holds either ``"image"``: a Measurement read from a file (without truth), or ``"image"``: true stacks
     ``(B, C, *shape)`` with ``"fine"``: the same on the acquisition's finer grid (by channel, or a dictionary by name);
     these are measured by ``acquisition``. Without an acquisition the stack itself is handed on.
 

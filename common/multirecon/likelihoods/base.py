@@ -18,7 +18,7 @@ class Likelihood(nn.Module):
     r"""``p(y | z)`` of the data ``y`` given the linear predictor ``z = A x``.
 
     Every non-linearity of a measurement (counting, Beer-Lambert) lives here, so that operators stay linear. Per-sample
-    constants of ``nll`` that depend on ``y`` alone are chosen so that the smallest value is zero where a finite one exists.
+    constants of ``nll`` that depend on ``y`` alone make the smallest value zero where a finite one exists.
 
     Attributes:
         kind: the name under which the likelihood is stored in a measurement file.

@@ -18,8 +18,8 @@ class LinearOperator(nn.Module):
     r"""A linear map ``A`` with its exact adjoint.
 
     The inner product is real, ``<a, b> = Re sum conj(a) b``, so that a real image may have complex data; then
-    ``adjoint`` returns ``Re(A^H y)`` and ``<A x, y> = <x, A^H y>`` holds exactly. Tensors carry a leading batch axis that
-    the shapes below leave out. A subclass writes ``forward``, ``adjoint`` and ``arguments`` and sets ``kind``; it is
+    ``adjoint`` returns ``Re(A^H y)`` and ``<A x, y> = <x, A^H y>`` holds exactly. Tensors carry a leading batch axis
+    that the shapes below leave out. A subclass writes ``forward``, ``adjoint`` and ``arguments`` and sets ``kind``; it is
     differentiable twice through autograd, for any batch size, on any device.
 
     Args:
@@ -129,19 +129,19 @@ class LinearOperator(nn.Module):
     def check_domain(self, x: Tensor) -> Tensor:
         """Return ``x`` if its shape is ``(B, *domain_shape)``, else raise ValueError."""
         if tuple(x.shape[1:]) != self.domain_shape:
-            raise ValueError(f"x of {type(self).__name__}: expected shape (B, {', '.join(map(str, self.domain_shape))}), "
-                             f"got {tuple(x.shape)}")  # fmt: skip
+            expected = ", ".join(map(str, self.domain_shape))
+            raise ValueError(f"x of {type(self).__name__}: expected shape (B, {expected}), got {tuple(x.shape)}")
         return x
 
     def check_range(self, y: Tensor) -> Tensor:
         """Return ``y`` if its shape is ``(B, *range_shape)``, else raise ValueError."""
         if tuple(y.shape[1:]) != self.range_shape:
-            raise ValueError(f"y of {type(self).__name__}: expected shape (B, {', '.join(map(str, self.range_shape))}), "
-                             f"got {tuple(y.shape)}")  # fmt: skip
+            expected = ", ".join(map(str, self.range_shape))
+            raise ValueError(f"y of {type(self).__name__}: expected shape (B, {expected}), got {tuple(y.shape)}")
         return y
 
     @property
-    def H(self) -> LinearOperator:  # noqa: N802 - the symbol of the field
+    def H(self) -> LinearOperator:
         """The adjoint as an operator."""
         return AdjointOperator(self)
 
@@ -180,7 +180,7 @@ class AdjointOperator(LinearOperator):
         return self.operator(y)
 
     @property
-    def H(self) -> LinearOperator:  # noqa: N802
+    def H(self) -> LinearOperator:
         """The original operator."""
         return self.operator
 
@@ -205,7 +205,7 @@ class ComposedOperator(LinearOperator):
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         factors: list[Any] = []
         for operator in operators:
-            factors.extend(operator.factors.children() if isinstance(operator, ComposedOperator) else [operator])
+            factors.extend(operator.factor_list if isinstance(operator, ComposedOperator) else [operator])
         for left, right in itertools.pairwise(factors):
             if left.domain_shape != right.range_shape:
                 raise ValueError(f"operators: expected {type(left).__name__}'s domain {left.domain_shape} to equal "
@@ -213,6 +213,11 @@ class ComposedOperator(LinearOperator):
         super().__init__(factors[-1].domain_shape, factors[0].range_shape,
                          domain_dtype=factors[-1].domain_dtype, range_dtype=factors[0].range_dtype)  # fmt: skip
         self.factors = nn.ModuleList(factors)
+
+    @property
+    def factor_list(self) -> list[Any]:
+        """The factors, leftmost first."""
+        return list(self.factors)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``A_1 (A_2 (... x))``."""

@@ -19,8 +19,8 @@ __all__ = ["BlockDiagonal"]
 class BlockDiagonal(nn.Module):
     r"""``A = diag(A_1, ..., A_M)`` from an image stack to :class:`~multirecon.blocks.Blocks`.
 
-    Each modality that was measured has one block acting on its own channels. A clean modality has an ``Identity`` block,
-    a missing one has no block at all: nothing is known about it, and the adjoint is zero there.
+    Each modality that was measured has one block acting on its own channels. A clean modality has an ``Identity``
+    block, a missing one has no block at all: nothing is known about it, and the adjoint is zero there.
 
     Args:
         space: the image space of the stack.

@@ -1,1 +1,156 @@
-"""tasks"""
+"""Task specifications: what is measured, what is wanted, and on which samples.
+
+A task is a JSON file in MONAI's config syntax, so that it can be laid over a bundle's ``inference.json``; but it is
+data, not code: objects come from a fixed table of targets, and expressions (``$``) and macros (``%``) are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+from .. import acquisition as acquisition_package
+from ..acquisition import Acquisition
+from ..measurement import Measurement
+from ..space import ImageSpace
+
+__all__ = ["TARGETS", "Task", "load", "names", "schema"]
+
+TARGETS = frozenset(
+    {"multirecon.space.ImageSpace", "multirecon.data.datasets.PhantomSlices"}
+    | {f"multirecon.acquisition.{name}" for name in acquisition_package.__all__}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One question, asked of every bundle alike.
+
+    Args:
+        name: the task's name; it seeds the noise.
+        description: one sentence.
+        space: image space of the unknown stack.
+        targets: modalities that are evaluated.
+        metrics: names of the metrics.
+        repeats: noise realisations a sample.
+        acquisition: how data are made.
+        config: the JSON content.
+    """
+
+    name: str
+    description: str
+    space: ImageSpace
+    targets: tuple[str, ...]
+    metrics: tuple[str, ...]
+    repeats: int
+    acquisition: Acquisition
+    config: Mapping[str, Any] = field(repr=False)
+
+    def samples(self, set_name: str = "small") -> Sequence[Mapping[str, Any]]:
+        """Return the data set of the named evaluation set (``"small"``, ``"full"``), indexable, with truths.
+
+        Raises:
+            ValueError: on an unknown set.
+        """
+        sets = self.config["sets"]
+        if set_name not in sets:
+            raise ValueError(f"set of task {self.name!r}: expected one of {sorted(sets)}, got {set_name!r}")
+        return _build({**self.config["dataset"], **sets[set_name]}, self.config)  # type: ignore[no-any-return]
+
+    def measure(self, item: Mapping[str, Any], repeat: int = 0) -> tuple[Measurement, Tensor]:
+        """Return the measurement (a batch of one) of a sample and its truth ``(1, C, *shape)``."""
+        names = self.config["dataset"].get("modalities", list(self.space.names))
+        fine, image = item["fine"][None], item["image"][None]
+        maps = dict(zip(names, fine.split(1, dim=1), strict=True))
+        affine = item.get("affine")
+        measurement = self.acquisition(maps, [str(item["id"])], repeat=repeat, affine=affine)
+        index = [names.index(n) for n in self.space.names]
+        return measurement, torch.as_tensor(image[:, index])
+
+
+def names() -> list[str]:
+    """Return the names of the tasks that ship with the package."""
+    folder = resources.files(__name__)
+    return sorted(p.name[: -len(".json")] for p in folder.iterdir() if p.name.endswith(".json") and p.name != SCHEMA)
+
+
+SCHEMA = "task.schema.json"
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of task files."""
+    return json.loads(resources.files(__name__).joinpath(SCHEMA).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def load(task: str | os.PathLike[str]) -> Task:
+    """Return a task by its name, or from a JSON file.
+
+    Raises:
+        ValueError: on an unknown name, or a file that is not a valid task (naming the key).
+    """
+    text, where = _read(task)
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: expected JSON, got {error}") from None
+    error = next(iter(jsonschema.Draft202012Validator(schema()).iter_errors(config)), None)
+    if error is not None:
+        raise ValueError(f"{where}: {'.'.join(map(str, error.absolute_path)) or 'task'}: {error.message}")
+    _refuse_code(config, where)
+    parts = {key: _build(config[key], config) for key in ("space", "acquisition")}
+    unknown = sorted(set(config["targets"]) - set(parts["space"].names))
+    if unknown:
+        raise ValueError(f"{where}: targets: expected some of {list(parts['space'].names)}, got {unknown}")
+    return Task(
+        name=config["name"],
+        description=config["description"],
+        space=parts["space"],
+        targets=tuple(config["targets"]),
+        metrics=tuple(config["metrics"]),
+        repeats=config.get("repeats", 1),
+        acquisition=parts["acquisition"],
+        config=config,
+    )
+
+
+def _read(task: str | os.PathLike[str]) -> tuple[str, str]:
+    text = str(task)
+    if text in names():
+        return resources.files(__name__).joinpath(f"{text}.json").read_text(encoding="utf-8"), f"task {text!r}"
+    path = Path(task)
+    if path.suffix != ".json" or not path.is_file():
+        raise ValueError(f"task: expected one of {names()} or a JSON file, got {text!r}")
+    return path.read_text(encoding="utf-8"), str(path)
+
+
+def _refuse_code(value: Any, where: str, key: str = "") -> None:
+    """Raise ValueError on anything that MONAI's parser would execute or fetch."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if name == "_target_" and item not in TARGETS:
+                raise ValueError(f"{where}: {key}._target_: expected one of {sorted(TARGETS)}, got {item!r}")
+            _refuse_code(item, where, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_code(item, where, f"{key}.{index}")
+    elif isinstance(value, str) and (value.startswith(("$", "%")) or (value.startswith("@") and value != "@space")):
+        raise ValueError(f"{where}: {key}: expected a plain value or '@space', got {value!r}")
+
+
+def _build(value: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    parser = ConfigParser({"value": dict(value), "space": config["space"]})
+    try:
+        return parser.get_parsed_content("value")
+    except RuntimeError as error:
+        # MONAI wraps what a constructor raised; the cause is the clear line.
+        raise ValueError(f"task {config.get('name')!r}: {error.__cause__ or error}") from error
