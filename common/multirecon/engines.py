@@ -88,7 +88,7 @@ class PrepareMeasurement(PrepareBatch):
         image = batchdata["image"]
         if isinstance(image, Measurement):
             return image.to(device or "cpu"), None
-        if self.acquisition is None:
+        if self.acquisition is None or (image.ndim > 2 + len(self.acquisition.space.shape)):
             return image.to(device=device, non_blocking=non_blocking), batchdata.get("label")
         space = self.acquisition.space
         names = self.modalities or space.names
@@ -133,19 +133,21 @@ class SaveReconstructions:
 
     Args:
         output_dir: folder of the results, made where it is missing.
+        space: modalities of the results where images, not measurements, are handed in.
         modalities: what to write; the default is every modality of the stack.
         png: also write an 8-bit picture of the middle slice, windowed to its 1st to 99.5th percentile.
-        clock: also append seconds a batch to ``seconds.csv``.
     """
 
     def __init__(
         self,
         output_dir: str | os.PathLike[str],
         *,
+        space: ImageSpace | None = None,
         modalities: Sequence[str] | None = None,
         png: bool = True,
     ) -> None:
         self.output_dir = Path(output_dir)
+        self.space = space
         self.modalities = tuple(modalities) if modalities is not None else None
         self.png = png
 
@@ -157,11 +159,11 @@ class SaveReconstructions:
         """Save the batch in ``engine.state.output``."""
         output, batch = engine.state.output, engine.state.batch
         inputs, pred = output["image"], output["pred"]
-        if isinstance(inputs, Measurement):
-            space, affines = inputs.space, inputs.space.affine
-        else:
-            raise ValueError(f"output: expected a Measurement under 'image', got {type(inputs).__name__}")
-        affines = affines.expand(len(pred), 4, 4) if affines.ndim == 2 else affines
+        space = inputs.space if isinstance(inputs, Measurement) else self.space
+        if space is None:
+            raise ValueError("space: expected the image space of the results, which images alone do not tell, got None")
+        affines = inputs.space.affine if isinstance(inputs, Measurement) else torch.as_tensor(pred.affine)
+        affines = affines.reshape(-1, 4, 4).double().expand(len(pred), 4, 4)
         ids = sample_names(batch.get("id"), len(pred))
         for index, name in enumerate(ids):
             for modality in self.modalities or space.names:

@@ -76,40 +76,72 @@ class ImageSource:
 
     Args:
         space: image space of the stack (modalities in channel order).
-        available: modalities whose channels hold images; the default is all of them.
+        available: modalities that are handed in; the default is all of them.
         acquisition: simulated scans; without it every available modality is a clean image.
+        percentile: divide every available channel by this percentile of its positive values (MR images come in
+            arbitrary units, priors expect about [0, 1]); ``None`` leaves the values alone. :meth:`restore` undoes it.
     """
 
     def __init__(
-        self, space: ImageSpace, *, available: Sequence[str] | None = None, acquisition: Acquisition | None = None
+        self,
+        space: ImageSpace,
+        *,
+        available: Sequence[str] | None = None,
+        acquisition: Acquisition | None = None,
+        percentile: float | None = None,
     ) -> None:
         self.space = space
         self.available = tuple(available) if available is not None else space.names
         self.acquisition = acquisition
+        self.percentile = percentile
         for name in self.available:
             space[name]
+        if percentile is not None and not 0 < percentile <= 100:
+            raise ValueError(f"percentile: expected a number in (0, 100], got {percentile}")
 
     def __call__(self, stack: Tensor, samples: Sequence[str] | None = None) -> Measurement:
-        """Return the measurement of a stack ``(B, C, *shape)``.
+        """Return the measurement of a stack ``(B, C, *shape)``: all channels of the space, or the available ones alone.
 
         Raises:
             ValueError: if the channel count or grid differs from the space, or an available channel is not finite.
         """
         affine = getattr(stack, "affine", None)
         plain = stack.as_tensor() if isinstance(stack, MetaTensor) else stack
-        acquisition = self.acquisition or Acquisition(
-            self.space, {n: CleanImage() for n in self.available}, key="image"
-        )
-        fine = {n: plain[:, self.space.channels(n)] for n in self.available}
+        given = self.space if plain.shape[1] == self.space.num_channels else self.space.select(self.available)
+        given.check(plain)
+        fine = {name: plain[:, given.channels(name)].float() for name in self.available}
         for name, image in fine.items():
             if not torch.isfinite(image).all():
-                raise ValueError(f"image: expected finite values in channel {name!r}, got NaN or Inf "
-                                 "(a missing modality is named in 'available', never coded as NaN)")  # fmt: skip
-        names = samples or [f"image-{i}" for i in range(len(plain))]
+                raise ValueError(
+                    f"image: expected finite values in channel {name!r}, got NaN or Inf "
+                    "(a missing modality is named in 'available', never coded as NaN)"
+                )
+        scales = {name: self._scale(image) for name, image in fine.items()}
+        clean = {name: CleanImage() for name in self.available}
+        acquisition = self.acquisition or Acquisition(self.space, clean, key="image")
         usable = affine if affine is not None and affine.shape[-2:] == (4, 4) else None
-        measurement = acquisition(fine, names, affine=usable)
-        measurement.metadata["simulated"] = self.acquisition is not None
-        return measurement
+        return acquisition(
+            {name: image / scales[name] for name, image in fine.items()},
+            samples or [f"image-{i}" for i in range(len(plain))],
+            affine=usable,
+            metadata={"simulated": self.acquisition is not None, "intensity_scale": scales},
+        )
+
+    def _scale(self, image: Tensor) -> float:
+        if self.percentile is None:
+            return 1.0
+        positive = image[image > 0]
+        if not positive.numel():
+            return 1.0
+        # torch.quantile is limited to 2**24 values: a regular subsample is as good for a percentile.
+        return float(torch.quantile(positive[:: 1 + positive.numel() // 2**22], self.percentile / 100))
+
+    @staticmethod
+    def restore(result: Tensor, measurement: Measurement) -> Tensor:
+        """Return the result ``(B, C, *shape)`` in the units of the image that was handed in."""
+        scales = measurement.metadata.get("intensity_scale", {})
+        factors = [scales.get(m.name, 1.0) for m in measurement.space.modalities for _ in range(m.channels)]
+        return result * torch.tensor(factors, device=result.device).reshape(1, -1, *[1] * (result.ndim - 2))
 
 
 class Reconstructor(Inferer):
@@ -191,6 +223,8 @@ class Reconstructor(Inferer):
         result = result if training else result.detach()
         if self.space is not None:
             result = result[:, own.space.channel_index(measurement.space.names)]
+        if not isinstance(inputs, Measurement):
+            result = ImageSource.restore(result, measurement)
         return finish(result, measurement.space)
 
     def _measurement(self, inputs: Measurement | Tensor) -> Measurement:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..measurement import Measurement
 from ..space import ImageSpace
-from .base import Reconstructor
+from .base import ImageSource, Reconstructor
 
 __all__ = ["SliceWise"]
 
@@ -72,7 +72,8 @@ class SliceWise(Inferer):
             if self.reconstructor.source is None:
                 raise ValueError("inputs: expected a Measurement, got an image stack and no 'source' in the inferer")
             measurement = self.reconstructor.source(inputs)
-            return self._measurement(measurement, network, generator, kwargs)
+            result = self._measurement(measurement, network, generator, kwargs)
+            return MetaTensor(ImageSource.restore(result.as_tensor(), measurement), affine=result.affine)
         if inputs.ndim != 5 or inputs.shape[0] != 1:
             raise ValueError(
                 f"inputs: expected (B, C, H, W) slices or one volume (1, C, X, Y, Z), got {tuple(inputs.shape)}"
@@ -114,8 +115,10 @@ class SliceWise(Inferer):
         if source is None:
             raise ValueError("inputs: expected a Measurement, got a volume and no 'source' in the inferer")
         measurement = source(slices, [f"slice-{k}" for k in range(len(slices))])
-        result = self._measurement(measurement, network, generator, kwargs)
-        back = MetaTensor(result.as_tensor().permute(1, 2, 3, 0).contiguous(), affine=grid)
+        result = ImageSource.restore(
+            self._measurement(measurement, network, generator, kwargs).as_tensor(), measurement
+        )
+        back = MetaTensor(result.permute(1, 2, 3, 0).contiguous(), affine=grid)
         native_result = to_slices(back, dst_affine=native, spatial_size=tuple(volume.shape[2:]))
         return MetaTensor(native_result.as_tensor()[None], affine=native)
 

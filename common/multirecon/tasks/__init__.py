@@ -65,7 +65,7 @@ class Task:
         sets = self.config["sets"]
         if set_name not in sets:
             raise ValueError(f"set of task {self.name!r}: expected one of {sorted(sets)}, got {set_name!r}")
-        return _build({**self.config["dataset"], **sets[set_name]}, self.config)  # type: ignore[no-any-return]
+        return _build({**self.config["dataset"], **sets[set_name]}, self.config)
 
     def measure(self, item: Mapping[str, Any], repeat: int = 0) -> tuple[Measurement, Tensor]:
         """Return the measurement (a batch of one) of a sample and its truth ``(1, C, *shape)``."""
@@ -89,7 +89,7 @@ SCHEMA = "task.schema.json"
 
 def schema() -> dict[str, Any]:
     """Return the JSON schema of task files."""
-    return json.loads(resources.files(__name__).joinpath(SCHEMA).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return json.loads(resources.files(__name__).joinpath(SCHEMA).read_text(encoding="utf-8"))
 
 
 def load(task: str | os.PathLike[str]) -> Task:
@@ -103,9 +103,9 @@ def load(task: str | os.PathLike[str]) -> Task:
         config = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected JSON, got {error}") from None
-    error = next(iter(jsonschema.Draft202012Validator(schema()).iter_errors(config)), None)
-    if error is not None:
-        raise ValueError(f"{where}: {'.'.join(map(str, error.absolute_path)) or 'task'}: {error.message}")
+    fault = next(iter(jsonschema.Draft202012Validator(schema()).iter_errors(config)), None)
+    if fault is not None:
+        raise ValueError(f"{where}: {'.'.join(map(str, fault.absolute_path)) or 'task'}: {fault.message}")
     _refuse_code(config, where)
     parts = {key: _build(config[key], config) for key in ("space", "acquisition")}
     unknown = sorted(set(config["targets"]) - set(parts["space"].names))
