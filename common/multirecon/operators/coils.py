@@ -105,13 +105,13 @@ def estimate_maps(
     r"""Estimate coil maps from the fully sampled centre of k-space, by the eigenvalue method.
 
     All ``kernel``-sized patches of the centre lie near a small subspace with projector ``P``. If an image has the maps
-    ``S``, the vector ``S(r) e^{-2 pi i d r / N}`` (coil, offset ``d`` in the patch) lies in it, so that at every pixel ``S(r)``
-    is an eigenvector of ``G(r) = kernel^{-D} sum_{d, d'} P_{d d'} e^{2 pi i (d - d') r / N}`` for the eigenvalue one. ``P``
-    enters through its sums over equal lags ``d - d'`` only, a ``(2 kernel - 1)^D`` filter evaluated at the pixels.
+    ``S``, the vector ``S(r) exp(-2 pi i d r / N)`` (coil, offset ``d`` in the patch) lies in it, so that at every pixel
+    ``S(r)`` is an eigenvector of ``G(r) = kernel^{-D} sum_{d, d'} P_{d d'} exp(2 pi i (d - d') r / N)`` for the
+    eigenvalue one. ``P`` enters through its sums over equal lags ``d - d'``: a filter of ``(2 kernel - 1)^D`` taps.
 
-    An eigenvector has no phase of its own. With ``real_image`` the phase of the low-resolution image is given to the maps, so
-    that the image they belong to is real and non-negative up to finer phase; otherwise the phase is that of the strongest
-    combination of the coils.
+    An eigenvector has no phase of its own. With ``real_image`` the phase of the low-resolution image is given to the
+    maps, so that the image they belong to is real and non-negative up to finer phase; otherwise the phase is that of
+    the strongest combination of the coils.
 
     Args:
         kspace: ``(coils, *spatial)`` or ``(B, coils, *spatial)``, complex, zero where not sampled.
@@ -131,6 +131,104 @@ def estimate_maps(
     References:
         uecker2014
     """
-    if kspace.ndim not in (3, 4, 5) or not kspace.is_complex():
-        raise ValueError(f"kspace: expected complex (coils, *spatial) or (B, coils, *spatial), got {kspace.dtype} "
-                         f"{tuple(kspace.shape)}")  # fmt: skip
+    if kspace.ndim not in (3, 4) or not kspace.is_complex():
+        raise ValueError(f"kspace: expected complex (coils, *spatial), got {kspace.dtype} {tuple(kspace.shape)}")
+    block, size = _calibration_block(kspace, calibration)
+    if min(size) < 2 * kernel:
+        raise ValueError(
+            f"calibration: expected at least {2 * kernel} along every axis for kernel={kernel}, got {size}"
+        )
+    lag_filter = _subspace_lags(block.to(torch.complex128), kernel, threshold).to(kspace.dtype)
+    spatial = kspace.shape[1:]
+    ramps = [_lag_ramp(n, kernel, kspace) for n in spatial]
+    for ramp in reversed(ramps[1:]):  # last axis first: (C, C, lag_0, ..., lag_k) -> (C, C, lag_0, n_1, ..., n_k)
+        lag_filter = torch.tensordot(lag_filter, ramp, dims=([1 + len(spatial)], [1])).movedim(-1, 3)
+    rows = max(1, 2**22 // lag_filter[:, :, 0].numel())  # matrices of some 30 MB at a time
+    maps, value = torch.empty_like(kspace), torch.empty(spatial, dtype=kspace.real.dtype, device=kspace.device)
+    for start in range(0, spatial[0], rows):
+        part = slice(start, start + rows)
+        matrices = torch.tensordot(ramps[0][part], lag_filter, dims=([1], [2])).movedim((1, 2), (-2, -1))
+        eigenvalues, eigenvectors = torch.linalg.eigh(matrices)
+        value[part] = eigenvalues[..., -1]
+        maps[:, part] = eigenvectors[..., -1].movedim(-1, 0)
+    if real_image:
+        reference = (maps.conj() * _low_resolution(block, spatial)).sum(0)
+    else:
+        flat = block.flatten(1)
+        reference = (maps.conj() * torch.linalg.eigh(flat @ flat.mH)[1][:, -1].reshape(-1, *[1] * len(spatial))).sum(0)
+    maps = maps * torch.polar(torch.ones_like(value), reference.angle())
+    return maps * (value >= crop)
+
+
+def low_resolution_phase(kspace: Tensor, maps: Tensor, *, calibration: Sequence[int] | None = None) -> Tensor:
+    """Return the phase of the coil-combined low-resolution image; ``maps * exp(i phase)`` absorbs it.
+
+    Args:
+        kspace: ``(coils, *spatial)``, complex, zero where not sampled.
+        maps: complex coil maps ``(coils, *spatial)``.
+        calibration: size of the centred fully sampled block for each axis; the default is as in :func:`estimate_maps`.
+
+    Returns:
+        Phase ``(*spatial)`` in radians.
+
+    Raises:
+        ValueError: if shapes disagree or the block is not fully sampled.
+    """
+    if kspace.shape != maps.shape:
+        raise ValueError(f"maps: expected the shape {tuple(kspace.shape)} of kspace, got {tuple(maps.shape)}")
+    block, _ = _calibration_block(kspace, calibration)
+    return (maps.conj() * _low_resolution(block, kspace.shape[1:])).sum(0).angle()
+
+
+def _calibration_block(kspace: Tensor, size: Sequence[int] | None) -> tuple[Tensor, tuple[int, ...]]:
+    sampled = (kspace != 0).any(0)
+    found = calibration_size(sampled)
+    size = tuple(min(n, 32) for n in found) if size is None else tuple(int(n) for n in size)
+    if len(size) != sampled.ndim:
+        raise ValueError(f"calibration: expected {sampled.ndim} sizes, got {size}")
+    block = kspace[(slice(None), *[slice(n // 2 - k // 2, n // 2 - k // 2 + k)
+                                   for n, k in zip(sampled.shape, size, strict=True)])]  # fmt: skip
+    if min(size) < 1 or tuple(block.shape[1:]) != size or not (block != 0).any(0).all():
+        raise ValueError(f"calibration: expected a fully sampled block (the largest found is {found}), got {size}")
+    return block, size
+
+
+def _subspace_lags(block: Tensor, kernel: int, threshold: float) -> Tensor:
+    """Return the projector of the patch subspace, summed over equal lags: ``(C, C, *(2 kernel - 1))``."""
+    coils, dims = block.shape[0], block.ndim - 1
+    patches = block
+    for axis in range(1, dims + 1):
+        patches = patches.unfold(axis, kernel, 1)
+    patches = patches.movedim(0, dims).reshape(-1, coils * kernel**dims)
+    eigenvalues, eigenvectors = torch.linalg.eigh(patches.mT @ patches.conj())
+    signal = eigenvectors[:, eigenvalues > threshold**2 * eigenvalues[-1]]
+    projector = (signal @ signal.mH).reshape(coils, -1, coils, kernel**dims).transpose(1, 2).flatten(2)
+    offsets = torch.cartesian_prod(*[torch.arange(kernel)] * dims)
+    lags = offsets[:, None] - offsets[None, :] + kernel - 1
+    index = torch.zeros(lags.shape[:2], dtype=torch.long)
+    for axis in range(dims):
+        index = index * (2 * kernel - 1) + lags[..., axis]
+    total = projector.new_zeros(coils, coils, (2 * kernel - 1) ** dims)
+    total.index_add_(2, index.flatten().to(block.device), projector)
+    return total.reshape(coils, coils, *[2 * kernel - 1] * dims) / kernel**dims
+
+
+def _lag_ramp(size: int, kernel: int, like: Tensor) -> Tensor:
+    """Return ``exp(2 pi i lag (n - N // 2) / N)`` of shape ``(N, 2 kernel - 1)``."""
+    place = (torch.arange(size, dtype=torch.float64) - size // 2) / size
+    turns = place[:, None] * torch.arange(1 - kernel, kernel, dtype=torch.float64)
+    return torch.polar(torch.ones_like(turns), 2 * pi * turns).to(like)
+
+
+def _low_resolution(block: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Return coil images ``(coils, *spatial)`` of the block of k-space under a Hann window."""
+    padded = block.new_zeros(block.shape[0], *spatial)
+    window = block.new_ones(())
+    place: list[slice] = [slice(None)]
+    for axis, (n, size) in enumerate(zip(block.shape[1:], spatial, strict=True)):
+        place.append(slice(size // 2 - n // 2, size // 2 - n // 2 + n))
+        steps = torch.arange(n, dtype=torch.float64) - n // 2
+        hann = torch.cos(pi * steps / (n + 1)) ** 2
+        window = window * hann.to(block).reshape(-1, *[1] * (block.ndim - 2 - axis))
+    padded[tuple(place)] = block * window
+    return centred_ifft(padded, len(spatial))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["acceleration", "equispaced_mask", "poisson_disc_mask", "random_mask"]
+__all__ = ["acceleration", "calibration_size", "equispaced_mask", "poisson_disc_mask", "random_mask"]
 
 
 def acceleration(mask: Tensor) -> float:
@@ -24,6 +24,33 @@ def acceleration(mask: Tensor) -> float:
     if sampled <= 0:
         raise ValueError("mask: expected at least one sampled point, got none")
     return mask.numel() / sampled
+
+
+def calibration_size(mask: Tensor) -> tuple[int, ...]:
+    """Return the size of the largest fully sampled block around the zero frequency.
+
+    The block grows by turns along every axis until an unsampled point would enter, so that of several large blocks the
+    one nearest to a cube is found.
+
+    Args:
+        mask: 0/1 or boolean mask ``(*spatial)``.
+
+    Returns:
+        Size along each axis; zeros if the zero frequency was not sampled. Index ``N // 2 - size // 2`` is its first.
+    """
+    sampled = mask.bool()
+    if not sampled[tuple(n // 2 for n in sampled.shape)]:
+        return (0,) * sampled.ndim
+    size, growing = [1] * sampled.ndim, set(range(sampled.ndim))
+    while growing:
+        for axis in sorted(growing):
+            trial = [n + (a == axis) for a, n in enumerate(size)]
+            fits = trial[axis] <= sampled.shape[axis]
+            if fits and sampled[tuple(_centre(n, k) for n, k in zip(sampled.shape, trial, strict=True))].all():
+                size = trial
+            else:
+                growing.discard(axis)
+    return tuple(size)
 
 
 def equispaced_mask(
@@ -232,7 +259,7 @@ def _centre(size: int, count: int) -> slice:
     """Return ``count`` consecutive indices around ``size // 2`` (one more below it when the count is even)."""
     if not 0 <= count <= size:
         raise ValueError(f"calibration: expected between 0 and {size} lines, got {count}")
-    start = min(size // 2 - count // 2, size - count)
+    start = size // 2 - count // 2
     return slice(start, start + count)
 
 
