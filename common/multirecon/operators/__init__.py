@@ -5,10 +5,10 @@ from .basic import Diagonal, Identity, Zero
 from .block import BlockDiagonal
 from .checks import check_operator, dot_test
 from .coils import birdcage_maps, estimate_maps, low_resolution_phase, smooth_phase
+from .fan import FanBeam
 from .fourier import MaskedFourier
 from .masks import acceleration, calibration_size, equispaced_mask, poisson_disc_mask, random_mask
 from .materials import energy_bins, mass_attenuation, tube_spectrum
-from .fan import FanBeam
 from .radon import ParallelBeam
 from .spectral import ChannelMixing, MaterialBasis, SpectralProjector, effective_attenuation
 

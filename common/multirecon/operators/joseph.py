@@ -6,8 +6,8 @@ Frame shared by every projector: pixel ``(i, j)`` of an image ``(H, W)`` with sp
 
 so the origin is the centre of the image for odd and even sizes alike, and axis 0 comes first as in
 :class:`~multirecon.space.ImageSpace`. A line is given by a point and a unit direction in that frame. It is followed
-plane by plane along the axis in which it advances fastest (in pixels); on every plane the image is interpolated linearly
-along the other axis, and the sample stands for the length of line between two planes. Lengths are in **cm**.
+plane by plane along the axis in which it advances fastest (in pixels); on every plane the image is interpolated
+linearly along the other axis, and the sample stands for the length of line between two planes. Lengths are in **cm**.
 
 References:
     joseph1982

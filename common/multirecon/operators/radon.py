@@ -8,22 +8,21 @@ Convention (the only one in the library). With ``u`` the position in mm from the
 
 At :math:`\theta = 0` the detector lies along axis 0 and the rays run along axis 1. Bin ``b`` has its centre at
 ``s = (b - (bins - 1) / 2 + offset_bins) * bin_spacing_mm``. Image centre, rotation axis and (without an offset)
-detector centre coincide for every parity of the sizes. Lengths are in cm, so an image in 1/cm gives dimensionless integrals.
+detector centre coincide for every parity of the sizes. Lengths are in cm: images in 1/cm give dimensionless integrals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, pi
-from typing import Any
+from math import pi
 
 from .geometry import ParallelGeometry, check_grid
-from .projector import MatrixProjector
+from .projector import ViewProjector, view_angles
 
 __all__ = ["ParallelBeam"]
 
 
-class ParallelBeam(MatrixProjector):
+class ParallelBeam(ViewProjector):
     r"""Parallel-beam line integrals with Joseph weights and the exact adjoint.
 
     Args:
@@ -37,7 +36,7 @@ class ParallelBeam(MatrixProjector):
         angles: explicit angles in radians, in place of ``arc`` and ``start``.
         offset_bins: displacement of the detector centre from the rotation axis in bins.
         channels: number of images projected alike.
-        backend: ``"auto"`` or ``"full"``.
+        backend: ``"auto"``, ``"folded"`` or ``"full"``, see :class:`~multirecon.operators.projector.MatrixProjector`.
 
     Raises:
         ValueError: on sizes or angles that describe no scan.
@@ -53,6 +52,7 @@ class ParallelBeam(MatrixProjector):
     """
 
     kind = "parallel_beam"
+    geometry: ParallelGeometry
 
     def __init__(
         self,
@@ -71,55 +71,8 @@ class ParallelBeam(MatrixProjector):
     ) -> None:
         grid, spacing = check_grid(shape, spacing_mm)
         pitch = min(spacing) if bin_spacing_mm is None else float(bin_spacing_mm)
-        if views < 1 or bins < 1:
-            raise ValueError(f"views, bins: expected >= 1, got {views} and {bins}")
-        if not pitch > 0 or not arc > 0 or not isfinite(arc):
-            raise ValueError(f"bin_spacing_mm, arc: expected > 0, got {bin_spacing_mm} and {arc}")
-        if angles is not None and len(angles) != views:
-            raise ValueError(f"angles: expected {views} values (views), got {len(angles)}")
-        theta = [start + arc * k / views for k in range(views)] if angles is None else [float(a) for a in angles]
-        geometry = ParallelGeometry(grid, spacing, tuple(theta), int(bins), pitch, float(offset_bins))
-        super().__init__(geometry, channels=channels, backend=backend)
-        self.geometry: ParallelGeometry
-        self.arc = float(arc)
-        self.start = float(start)
-        self._explicit = angles is not None
-
-    @property
-    def angles(self) -> tuple[float, ...]:
-        """View angles in radians."""
-        return self.geometry.angles
-
-    @property
-    def bin_spacing_mm(self) -> float:
-        """Detector bin width in mm."""
-        return self.geometry.pitch_mm
-
-    def subset(self, index: int, count: int) -> ParallelBeam:
-        """Return the operator of the views ``index, index + count, ...`` (an ordered subset).
-
-        Raises:
-            ValueError: unless ``0 <= index < count <= views``.
-        """
-        if not 0 <= index < count <= len(self.angles):
-            raise ValueError(f"index, count: expected 0 <= index < count <= {len(self.angles)}, got {index}, {count}")
-        angles = self.angles[index::count]
-        arguments = {**self.arguments(), "angles": list(angles), "views": len(angles)}
-        return type(self)(**arguments).to(self._where)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the constructor arguments as plain values."""
-        g = self.geometry
-        return {
-            "shape": list(g.shape),
-            "spacing_mm": list(g.spacing_mm),
-            "views": len(g.angles),
-            "bins": g.bins,
-            "bin_spacing_mm": g.pitch_mm,
-            "arc": self.arc,
-            "start": self.start,
-            "angles": list(g.angles) if self._explicit else None,
-            "offset_bins": g.offset_bins,
-            "channels": self.channels,
-            "backend": self.backend,
-        }
+        theta = view_angles(views, bins, pitch, arc=arc, start=start, angles=angles)
+        geometry = ParallelGeometry(grid, spacing, theta, int(bins), pitch, float(offset_bins))
+        super().__init__(
+            geometry, arc=arc, start=start, explicit=angles is not None, channels=channels, backend=backend
+        )

@@ -85,8 +85,9 @@ def fbp(operator: ParallelBeam, sinogram: Tensor, *, window: str = "ram-lak", cu
     operator.check_range(sinogram)
     views = len(operator.angles)
     if not _evenly_spread(operator.angles):
-        raise ValueError("operator: expected views spread evenly over pi or a multiple of it (other scans need an "
-                         f"iterative method), got {views} views from {operator.angles[0]:.4g} to {operator.angles[-1]:.4g}")  # fmt: skip
+        span = f"{views} views from {operator.angles[0]:.4g} to {operator.angles[-1]:.4g}"
+        raise ValueError(f"operator: expected views spread evenly over pi or a multiple of it, got {span}; "
+                         "other scans need an iterative method")  # fmt: skip
     g = operator.geometry
     pitch = g.pitch_mm / 10
     response = ramp_filter(g.bins, pitch, window=window, cutoff=cutoff).to(sinogram.device, sinogram.dtype)

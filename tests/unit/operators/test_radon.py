@@ -76,7 +76,7 @@ def test_state_is_empty_and_copies_work() -> None:
     x = torch.ones(1, 1, 8, 8)
     y = A(x)
     assert not A.state_dict()
-    assert not copy.deepcopy(A)._pairs
+    assert not copy.deepcopy(A)._matrices
     torch.testing.assert_close(copy.deepcopy(A)(x), y)
 
 
