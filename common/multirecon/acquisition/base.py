@@ -106,7 +106,7 @@ class Acquisition:
 
     Args:
         space: the method's image space (grid and modalities of the task).
-        scans: modality -> scan, simulated in this order.
+        scans: modality -> scan, simulated in this order; ``"*"`` stands for every modality of the space.
         key: name from which the noise is seeded, together with sample and repeat (the task's name).
         oversample: refinement of the grid that the data are simulated on; the truth handed in must live on it.
 
@@ -123,6 +123,8 @@ class Acquisition:
     def __init__(
         self, space: ImageSpace, scans: Mapping[str, Scan], *, key: str = "acquisition", oversample: int = 1
     ) -> None:
+        if "*" in scans:
+            scans = {**{name: scans["*"] for name in space.names}, **{n: s for n, s in scans.items() if n != "*"}}
         for name in scans:
             space[name]
         if oversample < 1:
