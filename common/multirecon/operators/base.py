@@ -88,24 +88,39 @@ class LinearOperator(nn.Module):
         """Return the constructor arguments (plain values, tensors, operators) from which the operator is rebuilt."""
         raise NotImplementedError(f"{type(self).__name__} cannot be stored: it defines no arguments()")
 
-    @torch.no_grad()
-    def norm(self, *, iterations: int = 60, tolerance: float = 1e-4) -> float:
-        """Return the spectral norm by power iteration on ``A^H A`` from a fixed start (cached)."""
+    def norm(self) -> float:
+        """Return the spectral norm (the largest over the samples of an operator with per-sample tensors; cached)."""
         if self._norm is None:
-            reference = self._reference_tensor()
-            generator = torch.Generator().manual_seed(0)
-            x = torch.randn(1, *self.domain_shape, generator=generator, dtype=self.domain_dtype).to(reference.device)
-            value = 0.0
-            for _ in range(iterations):
-                x = x / torch.linalg.vector_norm(x)
-                x = self.gram(x)
-                new = float(torch.linalg.vector_norm(x))
-                if new == 0.0 or abs(new - value) <= tolerance * new:
-                    value = new
-                    break
-                value = new
-            self._norm = value**0.5
+            self._norm = float(self.norms().max())
         return self._norm
+
+    @torch.no_grad()
+    def norms(self, batch: int = 1, *, iterations: int = 60, tolerance: float = 1e-4) -> Tensor:
+        """Return the spectral norm for every sample, ``(B,)``, by power iteration on ``A^H A`` from a fixed start.
+
+        Every sample stops by itself, so that a batch gives what its samples give one by one.
+
+        Args:
+            batch: number of samples; an operator with per-sample tensors gives one norm for each of them.
+            iterations: bound on the products.
+            tolerance: relative change of the squared norm at which a sample stops.
+        """
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(1, *self.domain_shape, generator=generator, dtype=self.domain_dtype)
+        x = start.to(self._reference_tensor().device).expand(batch, *start.shape[1:])
+        value: Tensor | None = None
+        for _ in range(iterations):
+            x = self.gram(x / _sample_norm(x).clamp_min(torch.finfo(torch.float32).tiny))
+            new = _sample_norm(x).flatten()
+            if value is None or value.shape != new.shape:
+                value, active = new, torch.ones_like(new, dtype=torch.bool)
+                continue
+            moved = (new - value).abs() > tolerance * new
+            value = torch.where(active, new, value)
+            active = active & moved
+            if not bool(active.any()):
+                break
+        return torch.zeros(batch) if value is None else value.sqrt()
 
     def _reference_tensor(self) -> Tensor:
         for tensor in (*self.buffers(), *self.parameters()):
@@ -159,6 +174,10 @@ class LinearOperator(nn.Module):
     def extra_repr(self) -> str:
         """Show the shapes in ``repr``."""
         return f"{self.domain_shape} -> {self.range_shape}"
+
+
+def _sample_norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class AdjointOperator(LinearOperator):

@@ -58,9 +58,9 @@ class Tikhonov(Reconstructor):
             if measurement.operator.is_clean(name) and isinstance(likelihood, Gaussian) and likelihood.is_exact:
                 parts[name] = y
                 continue
-            scale = operator.norm() ** 2
+            scale = operator.norms(len(y)).reshape(-1, *[1] * (len(operator.domain_shape))) ** 2
 
-            def normal(x: Tensor, operator: nn.Module = operator, scale: float = scale) -> Tensor:
+            def normal(x: Tensor, operator: nn.Module = operator, scale: Tensor = scale) -> Tensor:
                 return operator.gram(x) + scale * network(x)  # type: ignore[operator]
 
             result = conjugate_gradient(
