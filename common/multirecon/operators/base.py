@@ -19,8 +19,8 @@ class LinearOperator(nn.Module):
 
     The inner product is real, ``<a, b> = Re sum conj(a) b``, so that a real image may have complex data; then
     ``adjoint`` returns ``Re(A^H y)`` and ``<A x, y> = <x, A^H y>`` holds exactly. Tensors carry a leading batch axis
-    that the shapes below leave out. A subclass writes ``forward``, ``adjoint`` and ``arguments`` and sets ``kind``; it is
-    differentiable twice through autograd, for any batch size, on any device.
+    that the shapes below leave out. A subclass writes ``forward``, ``adjoint`` and ``arguments`` and sets ``kind``; it
+    is differentiable twice through autograd, for any batch size, on any device.
 
     Args:
         domain_shape: shape of one image ``(C, *spatial)``.

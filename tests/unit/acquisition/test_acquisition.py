@@ -42,9 +42,10 @@ def test_noise_is_tied_to_task_sample_repeat_and_block():
     assert make("task", ["c", "b"]).fingerprint() != base.fingerprint()
 
 
-def test_keyed_generator_is_stable():
+def test_keyed_generator_never_changes():
+    # Pinned: records are compared across versions by the hash of data that these numbers make.
     draw = torch.randint(0, 1000, (3,), generator=keyed_generator("flair_x4", "mni152/0/1", 0, "flair"))
-    assert draw.tolist() == torch.randint(0, 1000, (3,), generator=keyed_generator("flair_x4", "mni152/0/1", 0, "flair")).tolist()  # fmt: skip
+    assert draw.tolist() == [775, 781, 539]
 
 
 def test_mr_mask_rate_noise_and_phase():
