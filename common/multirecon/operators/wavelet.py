@@ -154,7 +154,7 @@ class Wavelet(LinearOperator):
 
     def _level(self, x: Tensor, level: int, *, transposed: bool) -> Tensor:
         sizes = [n // 2**level for n in self.domain_shape[1:]]
-        corner = (..., *(slice(0, n) for n in sizes))
+        corner = (slice(None), slice(None), *(slice(0, n) for n in sizes))
         part = x[corner]
         for axis, size in enumerate(sizes):
             matrix = getattr(self, f"_matrix_{size}")
