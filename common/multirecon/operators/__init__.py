@@ -7,10 +7,17 @@ from .checks import check_operator, dot_test
 from .coils import birdcage_maps, estimate_maps, low_resolution_phase, smooth_phase
 from .fan import FanBeam
 from .fourier import MaskedFourier
+from .hadamard import Hadamard, sequency_order, variance_order
 from .masks import acceleration, calibration_size, equispaced_mask, poisson_disc_mask, random_mask
 from .materials import energy_bins, mass_attenuation, tube_spectrum
+from .pet import PETProjector
+from .pet_blur import GaussianBlur
+from .projector_lines import LineProjector
+from .projector_stack import SliceStack
 from .radon import ParallelBeam
+from .resample import Resample
 from .spectral import ChannelMixing, MaterialBasis, SpectralProjector, effective_attenuation
+from .wavelet import Haar, Wavelet
 
 __all__ = [
     "AdjointOperator",
@@ -19,14 +26,22 @@ __all__ = [
     "ComposedOperator",
     "Diagonal",
     "FanBeam",
+    "GaussianBlur",
+    "Haar",
+    "Hadamard",
     "Identity",
+    "LineProjector",
     "LinearOperator",
     "MaskedFourier",
     "MaterialBasis",
+    "PETProjector",
     "ParallelBeam",
+    "Resample",
     "ScaledOperator",
+    "SliceStack",
     "SpectralProjector",
     "SumOperator",
+    "Wavelet",
     "Zero",
     "acceleration",
     "birdcage_maps",
@@ -41,6 +56,8 @@ __all__ = [
     "mass_attenuation",
     "poisson_disc_mask",
     "random_mask",
+    "sequency_order",
     "smooth_phase",
     "tube_spectrum",
+    "variance_order",
 ]
