@@ -17,7 +17,7 @@ from .measurement import Measurement
 __all__ = ["IMAGE_SUFFIXES", "InputFolder", "LoadInputd", "find_inputs"]
 
 MEASUREMENT_SUFFIXES = (".h5", ".hdf5")
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
+IMAGE_SUFFIXES = (".nii.gz", ".nii")
 
 
 def find_inputs(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ class LoadInputd(MapTransform):
 
     def __init__(self, keys: KeysCollection) -> None:
         super().__init__(keys)
-        self._load = LoadImage(image_only=True, ensure_channel_first=False, dtype=torch.float32)
+        self._load = LoadImage(reader="NibabelReader", image_only=True, ensure_channel_first=False, dtype=torch.float32)
         self._channel_first = EnsureChannelFirst(channel_dim="no_channel")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

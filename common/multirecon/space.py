@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ["ImageSpace", "Modality"]
 
+_LAST_ROW = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+
 
 @dataclass(frozen=True)
 class Modality:
@@ -87,6 +89,8 @@ class ImageSpace:
         )
         if matrix.shape[-2:] != (4, 4) or matrix.ndim not in (2, 3):
             raise ValueError(f"affine: expected shape (4, 4) or (B, 4, 4), got {tuple(matrix.shape)}")
+        if not torch.equal(matrix[..., 3, :], _LAST_ROW.expand(matrix[..., 3, :].shape)):
+            raise ValueError(f"affine: expected the last row (0, 0, 0, 1), got {matrix[..., 3, :].tolist()}")
         if not torch.isfinite(matrix).all() or (torch.linalg.det(matrix[..., :3, :3]).abs() < 1e-12).any():
             raise ValueError("affine: expected a finite, invertible matrix")
         object.__setattr__(self, "modalities", items)

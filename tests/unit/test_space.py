@@ -46,6 +46,7 @@ def test_select_keeps_the_grid():
         ((["t1"], (4, 4), (1, 0)), "spacing_mm"),
         ((["t1"], (4, 4), (1, 1), torch.zeros(4, 4)), "invertible"),
         ((["t1"], (4, 4), (1, 1), torch.zeros(3, 3)), "affine"),
+        ((["t1"], (4, 4), (1, 1), 2 * torch.eye(4)), "last row"),
         ((["T1"], (4, 4), (1, 1)), "lower-case"),
     ],
 )
