@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from multirecon.operators import birdcage_maps, equispaced_mask, estimate_maps, low_resolution_phase, smooth_phase
+from multirecon.operators.coils import image_phase
 from multirecon.operators.fourier import centred_fft, centred_ifft
 from multirecon.operators.masks import calibration_size
 
@@ -84,6 +85,21 @@ def test_phase_can_stay_in_the_image():
     absorbed = complex_maps * torch.exp(1j * phase)
     expected = estimate_maps(kspace, calibration=(24, 24))
     torch.testing.assert_close(absorbed[:, support], expected[:, support], atol=1e-4, rtol=0)
+
+
+def test_image_phase_recovers_a_smooth_phase():
+    image, support, maps, kspace = _scan((64, 60))
+    plain = birdcage_maps(8, (64, 60))
+    combined = (plain.conj() * centred_ifft(kspace)).sum(0)
+    phase = image_phase(combined[None, None], (32, 30))[0, 0]
+    absorbed = (plain * torch.exp(1j * phase)).conj() * maps  # equal up to |S_c|^2 where both phases agree
+    agreement = absorbed.sum(0)[support]
+    assert agreement.real.mean() > 0.99
+    assert image_phase(combined, (32, 30)).shape == image.shape
+    with pytest.raises(ValueError, match="image, size"):
+        image_phase(image, (8, 8))
+    with pytest.raises(ValueError, match="image, size"):
+        image_phase(combined, (65, 8))
 
 
 def test_calibration_block_is_found_and_demanded():
