@@ -44,7 +44,7 @@ def test_select_keeps_the_grid():
         (([], (4, 4), (1, 1)), "at least one"),
         ((["t1"], (4,), (1,)), "shape"),
         ((["t1"], (4, 4), (1, 0)), "spacing_mm"),
-        ((["t1"], (4, 4), (1, 1), torch.zeros(4, 4)), "invertible"),
+        ((["t1"], (4, 4), (1, 1), torch.diag(torch.tensor([1.0, 0, 1, 1]))), "invertible"),
         ((["t1"], (4, 4), (1, 1), torch.zeros(3, 3)), "affine"),
         ((["t1"], (4, 4), (1, 1), 2 * torch.eye(4)), "last row"),
         ((["T1"], (4, 4), (1, 1)), "lower-case"),

@@ -124,7 +124,7 @@ class Acquisition:
         self, space: ImageSpace, scans: Mapping[str, Scan], *, key: str = "acquisition", oversample: int = 1
     ) -> None:
         if "*" in scans:
-            scans = {**{name: scans["*"] for name in space.names}, **{n: s for n, s in scans.items() if n != "*"}}
+            scans = {**dict.fromkeys(space.names, scans["*"]), **{n: s for n, s in scans.items() if n != "*"}}
         for name in scans:
             space[name]
         if oversample < 1:
