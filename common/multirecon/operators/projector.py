@@ -84,6 +84,7 @@ class MatrixProjector(LinearOperator):
         self.channels = channels
         self.backend = backend
         self._matrices: dict[tuple[torch.device, torch.dtype], FullMatrix | FoldedMatrix] = {}
+        self._sums: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._where: Tensor
         self.register_buffer("_where", torch.empty(0), persistent=False)  # carries dtype and device of the module
 
@@ -111,6 +112,14 @@ class MatrixProjector(LinearOperator):
             self._matrices[place] = shared(key, lambda: self._build().to(*place))
         return self._matrices[place]
 
+    def sensitivity(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return ``(H, W)``, the back projection of ones in cm (computed once)."""
+        place = (torch.device(device), dtype)
+        if place not in self._sums:
+            ones = torch.ones(1, *self.geometry.size, device=device, dtype=dtype).reshape(1, -1)
+            self._sums[place] = self.matrix(device, dtype).product(ones, transposed=True).reshape(self.geometry.shape)
+        return self._sums[place]
+
     def _build(self) -> FullMatrix | FoldedMatrix:
         geometry = self.geometry
         fold = find_fold(geometry)
@@ -125,7 +134,7 @@ class MatrixProjector(LinearOperator):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the matrices out of copies and pickles: they are made again from the geometry."""
-        return {**super().__getstate__(), "_matrices": {}}
+        return {**super().__getstate__(), "_matrices": {}, "_sums": {}}
 
 
 class ViewProjector(MatrixProjector):

@@ -62,7 +62,7 @@ def fbp(operator: ParallelBeam, sinogram: Tensor, *, window: str = "ram-lak", cu
 
     .. math:: x = \frac{\pi}{V} \sum_\theta (h * y_\theta)(u \cdot e_\theta)
 
-    with the exact adjoint of the operator, divided by its mean weight per view, as the back-projector.
+    with the operator's adjoint, divided by its own back projection of ones, as the back-projector.
 
     Args:
         operator: parallel beam whose views are spread evenly over ``pi`` or a multiple of it.
@@ -93,8 +93,12 @@ def fbp(operator: ParallelBeam, sinogram: Tensor, *, window: str = "ram-lak", cu
     response = ramp_filter(g.bins, pitch, window=window, cutoff=cutoff).to(sinogram.device, sinogram.dtype)
     length = 2 * (response.numel() - 1)
     filtered = torch.fft.irfft(torch.fft.rfft(sinogram, n=length) * response, n=length)[..., : g.bins]
-    mean_weight = g.spacing_mm[0] * g.spacing_mm[1] / 100 / pitch  # cm per pixel and view, summed over the bins
-    return operator.adjoint(filtered.contiguous()) * (pi / views / mean_weight)
+    # A pixel's weights add to (pixel area) / (bin width) per view on average; dividing by its own sum removes the moire
+    # of the two grids. A pixel that some views miss keeps the average: nothing there is exact anyway.
+    average = views * g.spacing_mm[0] * g.spacing_mm[1] / 100 / pitch
+    weights = operator.sensitivity(filtered.device, filtered.dtype)
+    weights = torch.where(weights > 0.9 * average, weights, average)
+    return operator.adjoint(filtered.contiguous()) * (pi / weights)
 
 
 def _evenly_spread(angles: Sequence[float]) -> bool:
