@@ -1,0 +1,277 @@
+"""Every bundle on every task, each in a process of its own; results are records, and so are failures."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import multirecon
+
+from ..metrics import data_residual, evaluate_image, reporting_range
+from .bundles import Bundle
+from .process import Worker
+from .questions import Answerable, Question, Questions, TaskLike
+from .records import FAILED, OK, Record, RecordFile
+from .workspace import IMAGES, RECORDS, TASKS, image_file, save_image, work_folder, write_json
+
+__all__ = ["Summary", "evaluate", "parse_shard"]
+
+DATA_SETTINGS = ("MULTIRECON_ANATOMIES", "MULTIRECON_REAL_DATA")
+KEPT_SAMPLES = 3
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Args:
+        counts: status -> number of new records.
+        skipped: results that were there already.
+        records: the records file.
+    """
+
+    records: Path
+    counts: dict[str, int] = field(default_factory=dict)
+    skipped: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{count} {status}" for status, count in sorted(self.counts.items())]
+        return f"{', '.join(parts) or 'nothing new'}; {self.skipped} already there; {self.records}"
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return ``(i, n)`` of ``"i/n"`` with ``1 <= i <= n``.
+
+    Raises:
+        ValueError: on anything else.
+    """
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+        raise ValueError(f"shard: expected i/n with 1 <= i <= n, such as 2/4, got {text!r}")
+    return int(first), int(second)
+
+
+def evaluate(
+    tasks: Sequence[TaskLike],
+    bundles: Sequence[Bundle],
+    output: str | os.PathLike[str],
+    *,
+    set_name: str = "small",
+    seed: int = 0,
+    device: str | None = None,
+    timeout: float = 600.0,
+    shard: tuple[int, int] = (1, 1),
+    repeats: int | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Summary:
+    """Ask every bundle every question that has no answer yet, and append the answers to ``output/records.jsonl``.
+
+    Args:
+        tasks: the tasks.
+        bundles: the bundles and variants.
+        output: folder of the results; a run that was ended at any moment goes on where it stopped.
+        set_name: evaluation set of the tasks.
+        seed: seed of the methods' random numbers.
+        device: device of the bundles; by default their own choice.
+        timeout: seconds one measurement may take.
+        shard: ``(i, n)``: take every n-th pair of method and question, beginning with the i-th.
+        repeats: noise realisations a sample; by default the task's.
+        limit: first samples of every set only.
+        progress: show a progress bar with the estimated time.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: on an empty set, or if a measurement differs from the one already recorded under its name.
+    """
+    folder = Path(output).absolute()
+    if not tasks or not bundles:
+        raise ValueError(f"evaluate: expected at least one task and one bundle, got {len(tasks)} and {len(bundles)}")
+    file = RecordFile(folder / RECORDS)
+    summary = Summary(file.path)
+    with work_folder(folder) as work:
+        asked = []
+        for number, task in enumerate(tasks):
+            questions = Questions(task, set_name=set_name, folder=work / f"data-{number}", repeats=repeats, limit=limit)
+            asked.append(questions)
+            write_json(folder / TASKS / f"{_safe(task.name)}.json", describe_task(task))
+        plan = [(b, qs, q) for b in bundles for qs in asked for q in qs.all][shard[0] - 1 :: shard[1]]
+        seen = file.records()
+        settled = {r.key for r in seen if r.status != FAILED}
+        recorded = {r.question: r.fingerprint for r in reversed(seen)}
+        todo = [job for job in plan if _key(job[0], job[2], seed) not in settled]
+        summary.skipped = len(plan) - len(todo)
+        run = _Run(folder, work, file, summary, recorded, seed=seed, device=device, timeout=timeout)
+        with tqdm(total=len(plan), initial=summary.skipped, unit="result", disable=not progress) as bar:
+            for bundle in bundles:
+                jobs = [(qs, q) for b, qs, q in todo if b is bundle]
+                if jobs:
+                    bar.set_description(bundle.method)
+                    run.bundle(bundle, jobs, bar)
+    return summary
+
+
+class _Run:
+    """One call of :func:`evaluate`."""
+
+    def __init__(
+        self,
+        output: Path,
+        work: Path,
+        file: RecordFile,
+        summary: Summary,
+        recorded: dict[tuple[str, str, int], str],
+        *,
+        seed: int,
+        device: str | None,
+        timeout: float,
+    ) -> None:
+        self.output, self.work, self.file, self.summary, self.recorded = output, work, file, summary, recorded
+        self.seed, self.device, self.timeout = seed, device, timeout
+        self.versions = package_versions()
+
+    def bundle(self, bundle: Bundle, jobs: Sequence[tuple[Questions, Question]], bar: Any) -> None:
+        """Put one bundle's jobs to one worker."""
+        place = self.work / f"worker-{_safe(bundle.method)}"
+        with Worker(place, forbidden=self._forbidden(), allowed=[str(bundle.root)]) as worker:
+            for questions, question in jobs:
+                ready = questions.prepare(question)
+                self._same_data(question, ready)
+                record, stack = self._ask(worker, bundle, questions.task, question, ready)
+                if question.index < KEPT_SAMPLES and question.repeat == 0 and stack is not None:
+                    save_image(image_file(self.output, record), stack)
+                    save_image(image_file(self.output, record, truth=True), ready.truth[0].numpy())
+                if self.file.append(record):
+                    self.summary.counts[record.status] = self.summary.counts.get(record.status, 0) + 1
+                bar.update()
+
+    def _same_data(self, question: Question, ready: Answerable) -> None:
+        """Refuse to go on where the records hold results of other data under the same name."""
+        key = (question.task, question.sample, question.repeat)
+        if self.recorded.setdefault(key, ready.fingerprint) != ready.fingerprint:
+            raise ValueError(
+                f"measurement of task {question.task!r}, sample {question.sample!r}, repeat {question.repeat}: the "
+                "data differ from those recorded before, results would not be comparable (use another output folder)"
+            )
+
+    def _forbidden(self) -> list[str]:
+        embedded = Path(multirecon.__file__).parent / "data" / "embedded"
+        own = [str(embedded), str(self.output / IMAGES), f"/proc/{os.getpid()}"]
+        return own + [folder for name in DATA_SETTINGS if (folder := os.environ.get(name))]
+
+    def _ask(
+        self, worker: Worker, bundle: Bundle, task: TaskLike, question: Question, ready: Answerable
+    ) -> tuple[Record, np.ndarray | None]:
+        """Run one question; return its record, and the stack where there is a good one."""
+        result = worker.folder / "result.npy"
+        result.unlink(missing_ok=True)
+        job = {
+            "config_files": [str(p) for p in bundle.config_files],
+            "bundle_root": str(bundle.root),
+            "measurement": str(ready.file),
+            "output_dir": str(worker.folder / "output"),
+            "result": str(result),
+            "targets": list(task.targets),
+            "seed": self.seed,
+            "device": self.device,
+        }
+        answer = worker.run(job, timeout=self.timeout)
+        stack, metrics = None, {}
+        if answer["status"] == OK:
+            try:
+                stack = read_result(result, ready.truth)
+                metrics = measure_result(stack, task, ready)
+            except ValueError as error:
+                answer, stack = {"status": FAILED, "reason": str(error)}, None
+        record = Record(
+            task=question.task,
+            bundle=bundle.name,
+            variant=bundle.variant,
+            sample=question.sample,
+            anatomy=question.anatomy,
+            repeat=question.repeat,
+            seed=self.seed,
+            fingerprint=ready.fingerprint,
+            weights=bundle.weights,
+            content=bundle.content,
+            status=answer["status"],
+            reason=answer.get("reason", ""),
+            seconds=answer.get("seconds"),
+            peak_mb=answer.get("peak_mb"),
+            device=answer.get("device", ""),
+            versions={"bundle": bundle.version, **self.versions},
+            metrics=metrics,
+        )
+        return record, stack
+
+
+def read_result(path: Path, truth: torch.Tensor) -> np.ndarray:
+    """Return the stack ``(C, *shape)`` that a worker wrote.
+
+    Raises:
+        ValueError: if there is none, it lies on another grid than the truth ``(1, C, *shape)``, or is not finite.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no result: {error}") from None
+    if array.shape != tuple(truth.shape):
+        raise ValueError(f"result: expected shape {tuple(truth.shape)}, got {array.shape}")
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise ValueError(f"result: expected finite values, got NaN or Inf in {bad} of {array.size}")
+    return array[0]
+
+
+def measure_result(stack: np.ndarray, task: TaskLike, ready: Answerable) -> dict[str, dict[str, float]]:
+    """Return the metrics of a stack ``(C, *shape)``: distances to the truth, and the residual of every block's data."""
+    pred = torch.from_numpy(stack)[None]
+    metrics = evaluate_image(
+        pred, ready.truth, task.space, targets=task.targets, metrics=task.metrics, regions=ready.regions
+    )
+    for name, residual in data_residual(ready.measurement, pred).items():
+        if name not in ready.measurement.clean:
+            metrics.setdefault(name, {})["residual"] = float(residual)
+    return metrics
+
+
+def describe_task(task: TaskLike) -> dict[str, Any]:
+    """Return what a report says about a task: plain values."""
+    return {
+        "name": task.name,
+        "description": task.description,
+        "targets": list(task.targets),
+        "metrics": list(task.metrics),
+        "space": task.space.to_dict(),
+        "ranges": {name: asdict(reporting_range(task.space[name])) for name in task.space.names},
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions that a record keeps."""
+    versions = {"multirecon": multirecon.__version__, "python": platform.python_version()}
+    for name in ("torch", "monai"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = ""
+    return versions
+
+
+def _key(bundle: Bundle, question: Question, seed: int) -> tuple[Any, ...]:
+    return question.task, question.sample, question.repeat, bundle.name, bundle.variant, bundle.content, seed
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)

@@ -1,0 +1,108 @@
+"""Folders of a run: where measurements wait, where results lie, and what a killed run left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: leftovers of killed runs stay
+    fcntl = None  # type: ignore[assignment]
+
+from .records import Record
+
+__all__ = ["IMAGES", "RECORDS", "TASKS", "WORK", "image_file", "load_image", "save_image", "work_folder", "write_json"]
+
+RECORDS, IMAGES, TASKS, WORK = "records.jsonl", "images", "tasks", ".work"
+
+
+@contextmanager
+def work_folder(output: Path) -> Iterator[Path]:
+    """Make a private folder below ``output/.work``, and remove it, and those of runs that were killed, at the end."""
+    parent = output / WORK
+    parent.mkdir(parents=True, exist_ok=True)
+    if fcntl is not None:
+        for left in parent.iterdir():
+            _remove_abandoned(left)
+    folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove a run's folder unless its owner still holds the lock."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR)
+    except OSError:
+        return  # just being made, or not ours
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        pass
+    finally:
+        os.close(lock)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(values, stream, indent=2, sort_keys=True)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def image_file(output: Path, record: Record, *, truth: bool = False) -> Path:
+    """Return where the stack of a record (or the truth of its question) is kept for the report's panels."""
+    key = json.dumps(record.question if truth else record.key)
+    kind = "truth" if truth else _plain(record.method)
+    name = f"{_plain(record.sample)}_{kind}_{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+    return output / IMAGES / _plain(record.task) / name
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60] or "unnamed"
+
+
+def save_image(path: Path, stack: np.ndarray) -> None:
+    """Write a stack as a NumPy file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, stack.astype(np.float32, copy=False), allow_pickle=False)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_image(path: Path) -> np.ndarray | None:
+    """Return the stack of a file, or ``None`` where there is none that can be read."""
+    try:
+        stack: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return stack

@@ -1,0 +1,106 @@
+"""Resuming, shards, and measurements that changed."""
+
+import json
+
+import numpy as np
+import pytest
+from harness.fake_task import FakeTask
+
+from multirecon.harness.bundles import Bundle, find_bundles, select_bundles
+from multirecon.harness.records import OK, RecordFile
+from multirecon.harness.runner import evaluate, parse_shard
+from multirecon.measurement import Measurement
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path, make_bundle):
+    make_bundle("honest")
+    output, bundles, task = tmp_path / "out", find_bundles(tmp_path / "bundles"), FakeTask(count=3, repeats=2)
+    first = evaluate([task], bundles, output, progress=False)
+    assert (first.counts, first.skipped) == ({OK: 6}, 0)
+    path = output / "records.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert not {json.loads(line)["fingerprint"] for line in lines[:3]} & {json.loads(lines[3])["fingerprint"]}
+    path.write_text("".join(lines[:4]) + lines[4][:50])  # killed in the middle of the fifth
+    (output / ".work" / "run-left").mkdir()
+    (output / ".work" / "run-left" / "lock").touch()
+    second = evaluate([task], bundles, output, progress=False)
+    assert (second.counts, second.skipped) == ({OK: 2}, 4)
+    assert not list((output / ".work").iterdir())
+    records = RecordFile(path).records()
+    assert len(records) == len({r.key for r in records}) == 6
+    again = {(r.sample, r.repeat): r.metrics for r in records}
+    before = {(r["sample"], r["repeat"]): r["metrics"] for r in map(json.loads, lines)}
+    assert again == before
+    # nothing to do: no worker is even started
+    third = evaluate([task], bundles, output, progress=False, timeout=1e-3)
+    assert (third.counts, third.skipped) == ({}, 6)
+    # the same names with other data are refused before a method sees them
+    with pytest.raises(ValueError, match="differ from those recorded"):
+        evaluate([FakeTask(count=3, repeats=2, salt="other")], bundles, output, seed=1, progress=False)
+
+
+def test_another_content_of_a_bundle_is_another_result(make_bundle):
+    root = make_bundle("honest")
+    before = Bundle(root)
+    kept = before.content, before.weights
+    (root / "honest.py").write_text((root / "honest.py").read_text() + "\n# changed\n")
+    assert Bundle(root).content != kept[0]
+    assert Bundle(root).weights == kept[1]
+    (root / "models" / "model.pt").write_bytes(b"other")
+    assert Bundle(root).weights != kept[1]
+
+
+def test_bundles_and_variants_are_found_by_name(tmp_path, make_bundle):
+    root = make_bundle("one")
+    make_bundle("two")
+    (root / "configs" / "inference_fast.json").write_text("{}")
+    folder = tmp_path / "bundles"
+    assert [b.method for b in find_bundles(folder)] == ["one", "one:fast", "two"]
+    (fast,) = select_bundles(["one:fast"], folder)
+    assert [p.name for p in fast.config_files] == ["inference.json", "inference_fast.json"]
+    assert select_bundles([str(root)], tmp_path / "nowhere") == [Bundle(root)]
+    with pytest.raises(ValueError, match=r"\['one', 'one:fast', 'two'\], got 'three'"):
+        select_bundles(["three"], folder)
+    with pytest.raises(ValueError, match="expected a folder"):
+        find_bundles(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="got none"):
+        find_bundles(root)
+
+
+class InThisProcess:
+    """Stands in for a worker where starting one would only cost time."""
+
+    def __init__(self, folder, **_):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self, job, *, timeout):
+        np.save(job["result"], Measurement.load(job["measurement"]).back_projection().numpy())
+        return {"status": OK, "seconds": 0.1, "peak_mb": 1.0, "device": "cpu"}
+
+
+def test_shards_cover_everything_once(tmp_path, make_bundle, monkeypatch):
+    monkeypatch.setattr("multirecon.harness.runner.Worker", InThisProcess)
+    make_bundle("honest")
+    bundles, task = find_bundles(tmp_path / "bundles"), FakeTask(count=3)
+    for i in (2, 1):
+        evaluate([task], bundles, tmp_path / f"out{i}", shard=(i, 2), progress=False)
+    samples = [[r.sample for r in RecordFile(tmp_path / f"out{i}" / "records.jsonl").records()] for i in (1, 2)]
+    assert samples == [["s00", "s02"], ["s01"]]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])
+def test_bad_shards_are_refused(text):
+    with pytest.raises(ValueError, match="shard"):
+        parse_shard(text)
+
+
+def test_empty_plans_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one task"):
+        evaluate([], [], tmp_path)
