@@ -12,6 +12,7 @@ from .masks import acceleration, calibration_size, equispaced_mask, poisson_disc
 from .materials import energy_bins, mass_attenuation, tube_spectrum
 from .pet import PETProjector
 from .pet_blur import GaussianBlur
+from .pet_volume import PETProjector3D
 from .projector_lines import LineProjector
 from .projector_stack import SliceStack
 from .radon import ParallelBeam
@@ -35,6 +36,7 @@ __all__ = [
     "MaskedFourier",
     "MaterialBasis",
     "PETProjector",
+    "PETProjector3D",
     "ParallelBeam",
     "Resample",
     "ScaledOperator",

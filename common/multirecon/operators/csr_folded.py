@@ -38,18 +38,23 @@ class Fold:
     """Index maps of a geometry's symmetries.
 
     Args:
-        order: number of symmetries ``G``.
+        symmetries: the ``G`` signed permutations ``Q_g``; the first is the identity.
         rays: ``(n,)`` the representative lines.
         source: ``(L,)`` for every line its place ``row * G + g`` in the folded product.
         pixels: ``(G, P)`` pixel reached from pixel ``p`` under ``Q_g``.
         inverse: ``(G, P)`` pixel that reaches ``p`` under ``Q_g``.
     """
 
-    order: int
+    symmetries: tuple[Index, ...]
     rays: Index
     source: Index
     pixels: Index
     inverse: Index
+
+    @property
+    def order(self) -> int:
+        """Number ``G`` of symmetries."""
+        return len(self.symmetries)
 
     def unfold(self, folded: csr_array) -> csr_array:
         """Return the full matrix whose folded rows are given, with the same weights to the last bit."""
@@ -63,11 +68,9 @@ class Fold:
         return matrix
 
 
-def find_fold(geometry: Geometry2D) -> Fold | None:
-    """Return the symmetries of a geometry, or None where there is only the identity."""
+def find_fold(geometry: Geometry2D) -> Fold:
+    """Return the symmetries of a geometry (of order one where there is only the identity)."""
     valid = [(Q, perm) for Q in DIHEDRAL if (perm := geometry.ray_permutation(Q)) is not None]
-    if len(valid) < 2:
-        return None
     images = np.stack([perm for _, perm in valid])  # (G, L): line reached from line r under Q_g
     lines = np.arange(images.shape[1])
     first = images.min(axis=0)  # the smallest line of the orbit stands for it
@@ -78,7 +81,7 @@ def find_fold(geometry: Geometry2D) -> Fold | None:
         raise RuntimeError("the symmetries of the geometry are not consistent")
     rays, row = np.unique(first, return_inverse=True)
     pixels = np.stack([geometry.pixel_permutation(Q) for Q, _ in valid])
-    return Fold(len(valid), rays, row * len(valid) + g, pixels, pixels[inverse_of])
+    return Fold(tuple(Q for Q, _ in valid), rays, row * len(valid) + g, pixels, pixels[inverse_of])
 
 
 @dataclass(frozen=True, eq=False)

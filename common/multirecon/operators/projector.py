@@ -123,7 +123,7 @@ class MatrixProjector(LinearOperator):
     def _build(self) -> FullMatrix | FoldedMatrix:
         geometry = self.geometry
         fold = find_fold(geometry)
-        if fold is None:
+        if fold.order == 1:
             if self.backend == "folded":
                 raise ValueError("backend: expected a geometry with a symmetry for 'folded', got none; use 'auto'")
             return FullMatrix.from_scipy(stored_matrix(geometry.key(), geometry.matrix))
