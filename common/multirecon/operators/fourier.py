@@ -189,10 +189,17 @@ def _spatial_dims(mask: Tensor, maps: Tensor, given: int | None) -> int:
         if mask.ndim in (dims, dims + 1)
         and maps.ndim in (dims + 1, dims + 2)
         and mask.shape[-dims:] == maps.shape[-dims:]
-        and (mask.ndim == dims or maps.ndim == dims + 1 or mask.shape[0] == maps.shape[0])
+        and (
+            mask.ndim == dims
+            or maps.ndim == dims + 1
+            or mask.shape[0] == maps.shape[0]
+            or 1 in (mask.shape[0], maps.shape[0])
+        )
     ]
     if given is not None:
         fitting = [dims for dims in fitting if dims == given]
+    elif len(fitting) == 2 and mask.shape[-3] == 1:
+        fitting = [2]  # one coil and one sample rather than a volume of one slice
     if len(fitting) != 1:
         problem = "spatial_dims=2 or 3 to be given" if fitting else "(*spatial) or (B, *spatial)"
         raise ValueError(f"mask: expected {problem} for maps (coils, *spatial) or (B, coils, *spatial), got mask "

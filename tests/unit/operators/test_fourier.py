@@ -78,6 +78,15 @@ def test_full_mask_and_unit_maps_give_an_isometry():
     assert operator.norm() == pytest.approx(1.0, abs=1e-5)
 
 
+def test_spatial_dims_are_found():
+    def dims(mask_shape, maps_shape):
+        return MaskedFourier(torch.ones(mask_shape), torch.ones(maps_shape, dtype=torch.complex64)).spatial_dims
+
+    assert dims((4, 5), (2, 4, 5)) == dims((4, 5), (7, 2, 4, 5)) == dims((7, 4, 5), (2, 4, 5)) == 2
+    assert dims((7, 4, 5), (1, 2, 4, 5)) == dims((1, 4, 5), (7, 2, 4, 5)) == dims((1, 4, 5), (1, 1, 4, 5)) == 2
+    assert dims((3, 4, 5), (2, 3, 4, 5)) == dims((7, 3, 4, 5), (2, 3, 4, 5)) == dims((3, 4, 5), (7, 2, 3, 4, 5)) == 3
+
+
 def test_errors_name_the_argument():
     maps = torch.ones(2, 4, 4, dtype=torch.complex64)
     with pytest.raises(ValueError, match="mask: expected values 0 and 1"):
