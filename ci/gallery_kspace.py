@@ -102,7 +102,7 @@ def as_measurement(scan: Scan) -> Measurement:
     return Measurement(
         Blocks({MODALITY: (scan.kspace * scan.kept)[None]}),
         BlockDiagonal(space, {MODALITY: operator}),
-        BlockLikelihood({MODALITY: Gaussian(scan.sigma, support=scan.kept)}),
+        BlockLikelihood({MODALITY: Gaussian(scan.sigma, support=scan.kept[None, None])}),
         {"source": "mikgroup/sigpy-mri-tutorial, data/cartesian_ksp.npy, BSD-3-Clause", "simulated": False},
     )
 

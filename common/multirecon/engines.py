@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from monai.engines import PrepareBatch
 from torch import Tensor
 
 from .acquisition import Acquisition
+from .files import atomic_path
 from .measurement import Measurement
 from .space import ImageSpace
 from .units import attenuation_to_hu
@@ -171,7 +171,6 @@ class SaveReconstructions:
                 self._save(name, modality, image, affines[index], space)
 
     def _save(self, sample: str, modality: str, image: Tensor, affine: Tensor, space: ImageSpace) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         values = attenuation_to_hu(image) if modality == "ct" and space[modality].unit == "1/cm" else image
         array = values.float().numpy()
         array = array if array.ndim == 4 else array[..., None]
@@ -179,9 +178,11 @@ class SaveReconstructions:
         stem = f"{safe_name(sample)}_{modality}"
         path = self.output_dir / f"{stem}.nii.gz"
         nifti = nib.Nifti1Image(array[..., 0] if array.shape[-1] == 1 else array, affine.numpy())
-        write_atomic(path, lambda temporary: nib.save(nifti, temporary))
+        with atomic_path(path) as draft:
+            nib.save(nifti, draft)
         if self.png:
-            write_atomic(self.output_dir / f"{stem}.png", lambda temporary: write_png(array[..., 0], temporary))
+            with atomic_path(self.output_dir / f"{stem}.png") as draft:
+                write_png(array[..., 0], draft)
 
 
 def sample_names(ids: Any, count: int) -> list[str]:
@@ -199,19 +200,7 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "sample"
 
 
-def write_atomic(path: Path, write: Callable[[str], None]) -> None:
-    """Write a file through a temporary one beside it, so that it appears whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=".part-", suffix="".join(path.suffixes), dir=path.parent)
-    os.close(handle)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_png(volume: np.ndarray, path: str) -> None:
+def write_png(volume: np.ndarray, path: Path) -> None:
     """Write the middle slice ``(H, W, slices)`` as an 8-bit grey picture with the second axis upwards."""
     from matplotlib import image as mpl_image
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .blocks import Blocks
+from .files import atomic_path
 from .likelihoods import BlockLikelihood, Likelihood
 from .operators import BlockDiagonal, LinearOperator
 from .space import ImageSpace
@@ -153,18 +153,9 @@ class Measurement:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the measurement to an HDF5 file, whole or not at all, and return its path."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-        try:
-            with h5py.File(temporary, "w") as file:
-                self._write(file)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return target
+        with atomic_path(path) as draft, h5py.File(draft, "w") as file:
+            self._write(file)
+        return Path(path)
 
     def _write(self, file: h5py.File) -> None:
         file.attrs["format"] = FORMAT

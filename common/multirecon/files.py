@@ -1,0 +1,42 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["atomic_path"]
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on any error it is removed.
+
+    The temporary name keeps the suffixes (writers choose formats by them) and gets the permissions of a plain new file.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> with atomic_path(folder / "a.txt") as draft:
+        ...     _ = draft.write_text("whole")
+        >>> [p.name for p in folder.iterdir()], (folder / "a.txt").read_text()
+        (['a.txt'], 'whole')
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(Path(target.name.lstrip(".")).suffixes[-2:])
+    handle, name = tempfile.mkstemp(prefix=".part-", suffix=suffix, dir=target.parent)
+    os.close(handle)
+    draft = Path(name)
+    try:
+        umask = os.umask(0)
+        os.umask(umask)
+        draft.chmod(0o666 & ~umask)
+        yield draft
+        os.replace(draft, target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
