@@ -1,0 +1,65 @@
+"""Which ``multirecon`` is imported: an archive carries its own copy, and two archives in one server may disagree."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import multirecon
+
+__all__ = ["check_package", "package_files", "package_hash"]
+
+# An archive leaves out what only the collection itself needs, so these do not count.
+NOT_PACKED = ("harness", "interop", "__pycache__")
+
+
+def package_files(folder: Path | None = None) -> Iterator[Path]:
+    """Yield the files of the package that an archive carries, in a fixed order.
+
+    Args:
+        folder: folder of a ``multirecon`` package; the default is the imported one.
+    """
+    root = folder or Path(multirecon.__file__).parent
+    for path in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
+        parts = path.relative_to(root).parts
+        if path.is_file() and path.suffix != ".pyc" and parts[0] not in NOT_PACKED and "__pycache__" not in parts:
+            yield path
+
+
+@cache
+def package_hash(folder: Path | None = None) -> str:
+    """Return the SHA-256 of the package as an archive carries it: equal hashes mean the same code and tables."""
+    root = folder or Path(multirecon.__file__).parent
+    digest = hashlib.sha256()
+    for path in package_files(root):
+        digest.update(f"{path.relative_to(root).as_posix()}|".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def check_package(metadata: Mapping[str, Any]) -> None:
+    """Check that the imported ``multirecon`` is the one that a packed bundle was made with.
+
+    The metadata of a bundle in a checkout carry no stamp, and nothing is checked.
+
+    Args:
+        metadata: content of the bundle's ``configs/metadata.json``.
+
+    Raises:
+        ValueError: in one line, naming both versions and where the imported package lies.
+    """
+    stamp = metadata.get("multirecon", {}).get("package")
+    if not stamp:
+        return
+    here = Path(multirecon.__file__).parent
+    if stamp["version"] == multirecon.__version__ and stamp["sha256"] == package_hash():
+        return
+    raise ValueError(
+        f"multirecon: bundle {metadata.get('name')!r} was packed with version {stamp['version']} "
+        f"({stamp['sha256'][:12]}), but version {multirecon.__version__} ({package_hash()[:12]}) "
+        f"is imported from {here}; "
+        "run the bundle in a process of its own, or pack it again with the installed version"
+    )

@@ -1,0 +1,139 @@
+"""The checks pass a good bundle, and each of them can fail."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from contract.tiny_bundle import edit
+
+from multirecon.bundle import CHECKS, verify, write_weights
+from multirecon.bundle.contract import Inspection, run_check
+
+
+def faults(bundle, check):
+    return "\n".join(run_check(check, Inspection(bundle)))
+
+
+def test_good_bundle_passes_every_check(tiny):
+    assert verify(tiny) == {name: [] for name in CHECKS}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LICENSE",
+        "docs/README.md",
+        "configs/inference.json",
+        "configs/train.json",
+        "configs/evaluate.json",
+        "configs/logging.conf",
+        "models/model.pt",
+    ],
+)
+def test_missing_files_are_found(copy_of_tiny, name):
+    bundle = copy_of_tiny()
+    (bundle.root / name).unlink()
+    assert f"{name}: expected a non-empty file" in faults(bundle, "files")
+
+
+def test_trained_bundle_needs_the_multi_gpu_overlay(copy_of_tiny):
+    bundle = copy_of_tiny()
+    edit(bundle.configs / "metadata.json", multirecon={"learned": True, "family": "mr"})
+    assert "configs/multi_gpu_train.json" in faults(bundle, "files")
+
+
+@pytest.mark.parametrize("name", ["scripts", "multirecon", "eval"])
+def test_folders_that_do_not_belong_are_found(copy_of_tiny, name):
+    bundle = copy_of_tiny()
+    (bundle.root / name).mkdir()
+    assert f"{name}: does not belong" in faults(bundle, "files")
+
+
+def test_stray_modules_and_checkpoints_are_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    (bundle.root / "helpers.py").write_text("x = 1\n")
+    shutil.copy(bundle.weights, bundle.weights.with_name("other.pt"))
+    assert "helpers.py: expected a module that carries the bundle's name" in faults(bundle, "files")
+    assert "models/other.pt: expected an entry in multirecon.controls" in faults(bundle, "files")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"run": ["$@evaluator.run()"]}, "guard'} first in 'run'"),
+        ({"initialize": ["$multirecon.bundle.guard()"]}, "no multirecon before 'run'"),
+        ({"ckpt_path": "/data/model.pt"}, "expected no absolute path"),
+        ({"space": "%configs/space.json"}, "expected no file macro"),
+    ],
+)
+def test_configs_that_work_in_one_place_only_are_found(copy_of_tiny, changes, words):
+    bundle = copy_of_tiny()
+    edit(bundle.configs / "inference.json", **changes)
+    assert words in faults(bundle, "files")
+
+
+def test_metadata_faults_and_unstated_variants_are_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    (bundle.configs / "inference_fast.json").write_text("{}")
+    edit(bundle.configs / "metadata.json", changelog={"0.0.9": "older"})
+    found = faults(bundle, "metadata")
+    assert "changelog" in found
+    assert "multirecon.variants: expected ['fast']" in found
+
+
+def test_checkpoint_of_another_network_is_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    write_weights({"layer.weight": torch.ones(1, 1, 3, 3)}, bundle.weights)
+    assert "missing ['layer.bias']" in faults(bundle, "checkpoint")
+
+
+def test_wrong_weights_hash_is_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    weights = {"source": "tuned", "sha256": "0" * 64}
+    edit(bundle.configs / "metadata.json", multirecon={"learned": False, "family": "mr", "weights": weights})
+    assert "multirecon.weights.sha256" in faults(bundle, "checkpoint")
+
+
+def test_missing_property_is_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    config = json.loads((bundle.configs / "inference.json").read_text())
+    text = json.dumps(config).replace("@inferer", "@method").replace('"inferer": {', '"method": {')
+    (bundle.configs / "inference.json").write_text(text)
+    assert "inferer" in faults(bundle, "properties")
+
+
+def break_network(bundle, old, new):
+    """Change the bundle's module, under a name of its own: Python imports a name once."""
+    module = bundle.root / f"{bundle.name}.py"
+    broken = f"{bundle.name}_{abs(hash(new)) % 10**8}"
+    (bundle.root / f"{broken}.py").write_text(module.read_text().replace(old, new))
+    path = bundle.configs / "inference.json"
+    path.write_text(path.read_text().replace(f"{bundle.name}.", f"{broken}."))
+
+
+def test_wrong_shapes_are_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    break_network(bundle, "return image + self.layer(image)", "return (image + self.layer(image))[..., 1:]")
+    assert "network_data_format.outputs.pred: expected (1, 1, 8, 8), got (1, 1, 8, 7)" in faults(bundle, "network")
+
+
+def test_network_that_does_not_script_is_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    break_network(bundle, "timestep: Optional[Tensor] = None", "timestep: Optional[Tensor] = None, **kwargs")
+    assert faults(bundle, "torchscript")
+    assert not faults(bundle, "network")
+
+
+def test_network_that_exports_to_something_else_is_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    branch = "return image if torch.jit.is_scripting() else image + self.layer(image)"
+    break_network(bundle, "return image + self.layer(image)", branch)
+    assert "relative difference" in faults(bundle, "torchscript")
+
+
+def test_network_with_data_dependent_branches_does_not_export(copy_of_tiny):
+    bundle = copy_of_tiny()
+    branch = "return image if bool(image.mean() > 0) else image + self.layer(image)"
+    break_network(bundle, "return image + self.layer(image)", branch)
+    assert faults(bundle, "torch.export")
