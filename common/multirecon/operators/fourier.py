@@ -54,7 +54,7 @@ class MaskedFourier(LinearOperator):
     otherwise the image is one complex channel. With ``sum_c |S_c|^2 <= 1`` the spectral norm is at most one.
 
     No ``fftshift`` is computed: moving both origins to ``N // 2`` multiplies image and k-space by separable phase ramps
-    (a checkerboard of signs for even sizes), which are folded into copies of the maps and of the mask.
+    (a checkerboard of signs for even sizes); that of k-space is folded into a copy of the mask.
 
     Args:
         mask: 0/1 sampling pattern ``(*spatial)``, or one a sample ``(B, *spatial)``.
@@ -112,21 +112,25 @@ class MaskedFourier(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return k-space ``(B, coils, *spatial)`` of images ``(B, 1, *spatial)``."""
-        coil_images = self._folded_maps * self.check_domain(x).to(self.range_dtype)
-        return torch.fft.fftn(coil_images, dim=self._axes, norm="ortho").mul_(self._folded_mask)
+        coil_images = self.maps * (self.check_domain(x).to(self.range_dtype) * self._image_ramp)
+        return torch.fft.fftn(coil_images, dim=self._axes, norm="ortho").mul_(self._turned_mask)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return the coil-combined image ``(B, 1, *spatial)`` of k-space ``(B, coils, *spatial)``."""
-        sampled = self.check_range(y) * self._folded_mask.conj()
-        return self._combine(torch.fft.ifftn(sampled, dim=self._axes, norm="ortho"))
+        sampled = self.check_range(y) * self._turned_mask.conj()
+        image = self._combine(torch.fft.ifftn(sampled, dim=self._axes, norm="ortho")) * self._image_ramp.conj()
+        return image.real.contiguous() if self.real_image else image
 
     def gram(self, x: Tensor) -> Tensor:
-        """Return ``A^H A x`` with transforms along the undersampled axes only."""
-        coil_images = self._folded_maps * self.check_domain(x).to(self.range_dtype)
-        if not self._gram_axes:
-            return self._combine(coil_images.mul_(self._coil_mask()))
-        spectrum = torch.fft.fftn(coil_images, dim=self._gram_axes, norm="ortho").mul_(self._coil_mask())
-        return self._combine(torch.fft.ifftn(spectrum, dim=self._gram_axes, norm="ortho"))
+        """Return ``A^H A x`` with transforms along the undersampled axes only; the phase ramps cancel in it."""
+        coil_images = self.maps * self.check_domain(x).to(self.range_dtype)
+        if self._gram_axes:
+            coil_images = torch.fft.fftn(coil_images, dim=self._gram_axes, norm="ortho").mul_(self._shifted_mask)
+            coil_images = torch.fft.ifftn(coil_images, dim=self._gram_axes, norm="ortho")
+        else:
+            coil_images = coil_images * self._shifted_mask
+        image = self._combine(coil_images)
+        return image.real.contiguous() if self.real_image else image
 
     def samples(self, start: int, stop: int) -> MaskedFourier:
         """Return the operator with the masks and maps of the samples."""
@@ -144,22 +148,29 @@ class MaskedFourier(LinearOperator):
         }
 
     def _combine(self, coil_images: Tensor) -> Tensor:
+        # coil by coil: a product of all coils at once would be one more array of their size
         axis = -self.spatial_dims - 1
-        image = torch.linalg.vecdot(self._folded_maps, coil_images, dim=axis).unsqueeze(axis)
-        return image.real.contiguous() if self.real_image else image
-
-    def _coil_mask(self) -> Tensor:
-        return self.mask if self.mask.ndim == self.spatial_dims else self.mask.unsqueeze(1)
+        weights, parts = self._conjugate_maps.unbind(axis), coil_images.unbind(axis)
+        image = weights[0] * parts[0]
+        for weight, part in zip(weights[1:], parts[1:], strict=True):
+            image = torch.addcmul(image, weight, part)
+        return image.unsqueeze(axis)
 
     def _fold(self) -> None:
-        """Fold the phase ramps of the centred transform into copies of the maps and of the mask."""
+        """Make the buffers that follow from mask and maps: conjugate maps, phase ramps, the mask in both orders."""
         spatial = self.maps.shape[-self.spatial_dims :]
-        self._folded_maps: Tensor
-        self._folded_mask: Tensor
-        folded_maps = self.maps * _separable_ramp(spatial, constant=False).to(self.maps)
-        folded_mask = self._coil_mask() * _separable_ramp(spatial, constant=True).to(self.maps)
-        self.register_buffer("_folded_maps", folded_maps, persistent=False)
-        self.register_buffer("_folded_mask", folded_mask, persistent=False)
+        mask = self.mask if self.mask.ndim == self.spatial_dims else self.mask.unsqueeze(1)
+        self._conjugate_maps: Tensor
+        self._image_ramp: Tensor
+        self._turned_mask: Tensor
+        self._shifted_mask: Tensor
+        for name, buffer in (
+            ("_conjugate_maps", self.maps.conj().resolve_conj()),
+            ("_image_ramp", _separable_ramp(spatial, constant=False).to(self.maps)),
+            ("_turned_mask", mask * _separable_ramp(spatial, constant=True).to(self.maps)),
+            ("_shifted_mask", torch.fft.ifftshift(mask, self._axes)),
+        ):
+            self.register_buffer(name, buffer, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedFourier:
         super()._apply(fn, recurse)
