@@ -5,6 +5,7 @@ from .basic import Diagonal, Identity, Zero
 from .block import BlockDiagonal
 from .checks import check_operator, dot_test
 from .coils import birdcage_maps, estimate_maps, low_resolution_phase, smooth_phase
+from .cone import ConeBeam
 from .fan import FanBeam
 from .fourier import MaskedFourier
 from .hadamard import Hadamard, sequency_order, variance_order
@@ -25,6 +26,7 @@ __all__ = [
     "BlockDiagonal",
     "ChannelMixing",
     "ComposedOperator",
+    "ConeBeam",
     "Diagonal",
     "FanBeam",
     "GaussianBlur",

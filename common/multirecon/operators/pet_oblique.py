@@ -5,8 +5,8 @@ Axial order: the last image axis. Ring ``r`` lies at slice ``q r``, with ``q`` s
 :math:`\mp T n_\theta`, :math:`T = \sqrt{R^2 - s^2}`, at the heights of ring ``r_1`` (behind) and ``r_2`` (in front).
 
 Lines of equal ring difference are copies of each other, shifted along the axis: one matrix of a slab of slices serves
-all of them as columns of one product. A reflection of the slab exchanges the sign of the difference, and the symmetries of
-the transaxial plane fold the matrix as in 2D, so only ``difference >= 0`` and one line of every orbit are stored.
+all of them as columns of one product. A reflection of the slab exchanges the sign of the difference, and the symmetries
+of the transaxial plane fold the matrix as in 2D, so only ``difference >= 0`` and one line of every orbit are stored.
 """
 
 from __future__ import annotations
