@@ -21,7 +21,7 @@ from .bundles import Bundle
 from .process import Worker
 from .questions import Answerable, Question, Questions, TaskLike
 from .records import FAILED, OK, Record, RecordFile
-from .workspace import IMAGES, RECORDS, TASKS, image_file, save_image, work_folder, write_json
+from .workspace import IMAGES, RECORDS, TASKS, image_file, save_image, save_zoom, work_folder, write_json
 
 __all__ = ["Summary", "evaluate", "parse_shard"]
 
@@ -152,6 +152,7 @@ class _Run:
                 if question.index < KEPT_SAMPLES and question.repeat == 0 and stack is not None:
                     save_image(image_file(self.output, record), stack)
                     save_image(image_file(self.output, record, truth=True), ready.truth[0].numpy())
+                    save_zoom(self.output, record, ready.regions)
                 if self.file.append(record):
                     self.summary.counts[record.status] = self.summary.counts.get(record.status, 0) + 1
                 bar.update()

@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 try:
     import fcntl
@@ -22,7 +24,21 @@ except ImportError:  # not a POSIX system: leftovers of killed runs stay
 
 from .records import Record
 
-__all__ = ["IMAGES", "RECORDS", "TASKS", "WORK", "image_file", "load_image", "save_image", "work_folder", "write_json"]
+__all__ = [
+    "IMAGES",
+    "RECORDS",
+    "TASKS",
+    "WORK",
+    "atomic",
+    "image_file",
+    "load_image",
+    "save_image",
+    "save_zoom",
+    "work_folder",
+    "write_json",
+    "write_text",
+    "zoom_of",
+]
 
 RECORDS, IMAGES, TASKS, WORK = "records.jsonl", "images", "tasks", ".work"
 
@@ -61,17 +77,37 @@ def _remove_abandoned(folder: Path) -> None:
         os.close(lock)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under its name whole, at the end of the block, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(values, stream, indent=2, sort_keys=True)
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """Return the process's umask: temporary files are private, results are not."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic(path) as stream:
+        stream.write(text.encode())
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def image_file(output: Path, record: Record, *, truth: bool = False) -> Path:
@@ -88,15 +124,8 @@ def _plain(name: str) -> str:
 
 def save_image(path: Path, stack: np.ndarray) -> None:
     """Write a stack as a NumPy file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, stack.astype(np.float32, copy=False), allow_pickle=False)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic(path) as stream:
+        np.save(stream, stack.astype(np.float32, copy=False), allow_pickle=False)
 
 
 def load_image(path: Path) -> np.ndarray | None:
@@ -106,3 +135,27 @@ def load_image(path: Path) -> np.ndarray | None:
     except (OSError, ValueError):
         return None
     return stack
+
+
+def save_zoom(output: Path, record: Record, regions: Mapping[str, Tensor], *, margin: int = 4) -> None:
+    """Keep the box around the lesions of a 2D sample, where it has any, beside its truth."""
+    masks = [m for name, m in regions.items() if name.startswith("lesion") and m.ndim == 2 and bool(m.any())]
+    if not masks:
+        return
+    inside = torch.stack(masks).any(0).nonzero()
+    low = (inside.min(0).values - margin).clamp_min(0).tolist()
+    high = (inside.max(0).values + margin + 1).tolist()
+    box = [low[0], min(high[0], masks[0].shape[0]), low[1], min(high[1], masks[0].shape[1])]
+    write_json(image_file(output, record, truth=True).with_suffix(".json"), {"zoom": box})
+
+
+def zoom_of(outputs: Sequence[Path], record: Record) -> tuple[int, int, int, int] | None:
+    """Return the box that :func:`save_zoom` kept, or ``None``."""
+    for output in outputs:
+        try:
+            text = image_file(output, record, truth=True).with_suffix(".json").read_text(encoding="utf-8")
+            a, b, c, d = map(int, json.loads(text)["zoom"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return a, b, c, d
+    return None
