@@ -1,1 +1,25 @@
-"""priors"""
+"""Generative priors: noise schedules, the denoiser convention, diffusion priors and their training."""
+
+from .augmentation import StackAugmentation
+from .denoiser import Denoiser, HaarDomain, NetworkDenoiser, Parametrisation, PixelDomain, predicted_noise
+from .diffusion import DiffusionPrior, NoisyBatch
+from .haar import band_names, haar_analysis, haar_synthesis
+from .scaling import IntensityScaling
+from .schedules import NoiseSchedule
+
+__all__ = [
+    "Denoiser",
+    "DiffusionPrior",
+    "HaarDomain",
+    "IntensityScaling",
+    "NetworkDenoiser",
+    "NoiseSchedule",
+    "NoisyBatch",
+    "Parametrisation",
+    "PixelDomain",
+    "StackAugmentation",
+    "band_names",
+    "haar_analysis",
+    "haar_synthesis",
+    "predicted_noise",
+]

@@ -1,0 +1,118 @@
+"""Between physical values of an image stack and the range of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..space import ImageSpace
+from ..units import hu_to_attenuation
+
+__all__ = ["DEFAULT_KNOTS", "IntensityScaling"]
+
+Knots = Sequence[Sequence[float]]
+
+#: Physical value -> network value. MR is relative to a brain percentile, so that 1 is bright; CT in HU has the brain
+#: window [-100, 200] linear, with air below and bone above compressed; PET relative to grey matter has hot foci
+#: compressed.
+DEFAULT_KNOTS: dict[str, tuple[tuple[float, float], ...]] = {
+    "mr": ((0.0, -1.0), (1.0, 1.0)),
+    "ct": ((-1000.0, -1.0), (-100.0, -0.85), (200.0, 0.55), (2200.0, 1.0)),
+    "pet": ((0.0, -1.0), (1.6, 0.8), (3.6, 1.0)),
+}
+
+
+class IntensityScaling:
+    r"""Invertible map of every modality between its physical unit and the network's range, about [-1, 1].
+
+    Piecewise linear and strictly increasing, ``x = x_0 + s_0 (v - v_0) + sum_k (s_k - s_{k-1}) max(v - v_k, 0)``;
+    outside the knots the outer pieces go on, so nothing is clipped and ``inverse`` undoes the map exactly.
+
+    Args:
+        space: image space of the stack. A CT whose unit is ``"1/cm"`` is mapped through its CT number; any other
+            is in HU.
+        knots: pairs (physical value, network value) by modality, at least two each. The default is by the beginning of
+            the name (``ct``, ``pet``, everything else MR), see ``DEFAULT_KNOTS``.
+
+    Raises:
+        ValueError: if knots do not increase, or name a modality outside the space.
+
+    Example:
+        >>> space = ImageSpace(["t1", "ct"], (1, 1), (1.0, 1.0))
+        >>> scaling = IntensityScaling(space)
+        >>> x = scaling(torch.tensor([0.5, 50.0]).reshape(1, 2, 1, 1))
+        >>> [round(v, 3) for v in x.flatten().tolist()], [round(v, 3) for v in scaling.inverse(x).flatten().tolist()]
+        ([0.0, -0.15], [0.5, 50.0])
+    """
+
+    def __init__(self, space: ImageSpace, *, knots: Mapping[str, Knots] | None = None) -> None:
+        unknown = sorted(set(knots or {}) - set(space.names))
+        if unknown:
+            raise ValueError(f"knots: expected modalities of {list(space.names)}, got {unknown}")
+        self.space = space
+        rows: list[list[list[float]]] = []
+        for modality in space.modalities:
+            family = modality.name.split("_")[0]
+            chosen = (knots or {}).get(modality.name, DEFAULT_KNOTS.get(family, DEFAULT_KNOTS["mr"]))
+            pairs = [[float(a), float(b)] for a, b in chosen]
+            ordered = all(p[0] < q[0] and p[1] < q[1] for p, q in pairwise(pairs))
+            if len(pairs) < 2 or not ordered:
+                raise ValueError(f"knots of {modality.name!r}: expected two or more increasing pairs, got {pairs}")
+            if family == "ct" and modality.unit == "1/cm":
+                pairs = [[float(hu_to_attenuation(torch.tensor(a, dtype=torch.float64))), b] for a, b in pairs]
+            rows += [pairs] * modality.channels
+        self.knots = rows
+        self._forward = _Ramps(rows)
+        self._inverse = _Ramps([[[b, a] for a, b in pairs] for pairs in rows])
+
+    def __call__(self, stack: Tensor) -> Tensor:
+        """Return the network's values ``(B, C, *shape)`` of a stack in physical units."""
+        return self._forward(self._check(stack))
+
+    def inverse(self, image: Tensor) -> Tensor:
+        """Return the stack in physical units of network values ``(B, C, *shape)``."""
+        return self._inverse(self._check(image))
+
+    def affine(self, name: str) -> tuple[float, float] | None:
+        """Return ``(a, b)`` with ``physical = a + b * network`` for a modality, or None where the map is not affine."""
+        pairs = self.knots[self.space.channels(name).start]
+        if len(pairs) > 2:
+            return None
+        (v0, x0), (v1, x1) = pairs
+        b = (v1 - v0) / (x1 - x0)
+        return v0 - b * x0, b
+
+    def _check(self, stack: Tensor) -> Tensor:
+        if stack.ndim < 2 or stack.shape[1] != len(self.knots):
+            raise ValueError(f"stack: expected {len(self.knots)} channels for {list(self.space.names)}, "
+                             f"got shape {tuple(stack.shape)}")  # fmt: skip
+        return stack
+
+
+class _Ramps:
+    """Sum of ramps per channel; channels with fewer pieces are padded with ramps of slope zero."""
+
+    def __init__(self, rows: Sequence[Sequence[Sequence[float]]]) -> None:
+        width = max(len(r) for r in rows) - 2
+        start, change = (
+            torch.zeros(3, len(rows), dtype=torch.float64),
+            torch.zeros(2, width, len(rows), dtype=torch.float64),
+        )
+        for c, pairs in enumerate(rows):
+            slopes = [(q[1] - p[1]) / (q[0] - p[0]) for p, q in pairwise(pairs)]
+            start[:, c] = torch.tensor([pairs[0][0], pairs[0][1], slopes[0]], dtype=torch.float64)
+            for k, (before, after) in enumerate(pairwise(slopes)):
+                change[:, k, c] = torch.tensor([pairs[k + 1][0], after - before], dtype=torch.float64)
+        self.start, self.change = start, change
+
+    def __call__(self, values: Tensor) -> Tensor:
+        shape = (-1, *[1] * (values.ndim - 2))
+        start, change = self.start.to(values), self.change.to(values)
+        v0, x0, slope = (row.reshape(shape) for row in start)
+        out = x0 + slope * (values - v0)
+        for knot, step in change.unbind(1):
+            out = out + step.reshape(shape) * (values - knot.reshape(shape)).clamp(min=0)
+        return out
