@@ -1,0 +1,320 @@
+"""Handlers of a long training run: schedule of the learning rate, averaged weights, resumable state, curve."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+__all__ = ["GradientClip", "LearningRate", "MovingAverage", "TrainingCurve", "TrainingState", "export_weights"]
+
+_log = logging.getLogger(__name__)
+
+
+class MovingAverage:
+    r"""Exponential moving average of the weights, ``a <- k a + (1 - k) w`` with ``k = min(decay, (1 + n) / (10 + n))``.
+
+    The warm-up lets the average follow the first updates ``n``, so that it is useful from the start.
+
+    Args:
+        network: the network that is trained (not its data-parallel wrapper).
+        decay: final ``k``.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay: expected 0 <= decay < 1, got {decay}")
+        self.network = network
+
+        def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+            keep = min(decay, (1 + int(count)) / (10 + int(count)))
+            return old.lerp(new.to(old.dtype), 1 - keep)
+
+        self.averaged = AveragedModel(network, avg_fn=average).eval()
+
+    @property
+    def model(self) -> nn.Module:
+        """The network with averaged weights, in evaluation mode."""
+        return self.averaged.module
+
+    def attach(self, engine: Engine) -> None:
+        """Update after every iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+
+    def _update(self, engine: Engine) -> None:
+        self.averaged.update_parameters(self.network)
+        self.averaged.eval()
+
+
+class TrainingState:
+    """Restores a run at its start and saves it every few minutes, whole or not at all.
+
+    Saved are weights, averaged weights, optimiser, step, seconds and where the final decay began; order of the data,
+    noise and augmentation are functions of the step. SIGTERM and SIGINT end the run after the current step, saved.
+
+    With ``decay`` the run goes on from the newest state of the constant phase and keeps its own file, so that the
+    constant phase can be taken up again.
+
+    Args:
+        folder: where ``last.pt`` and ``decay.pt`` lie; made where it is missing.
+        network: the network that is trained.
+        optimizer: its optimiser.
+        average: its averaged weights.
+        interval_s: seconds between two states.
+        decay: whether this is the final phase of a falling learning rate.
+        write: False for all but the first process.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: MovingAverage,
+        interval_s: float = 180.0,
+        decay: bool = False,
+        write: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        self.network, self.optimizer, self.average = network, optimizer, average
+        self.interval_s, self.decay, self.write = interval_s, decay, write
+        self.decay_start: int | None = None
+        self.seconds = 0.0
+        self._begin = self._saved = time.monotonic()
+
+    @property
+    def path(self) -> Path:
+        """File of the current phase."""
+        return self.folder / ("decay.pt" if self.decay else "last.pt")
+
+    def elapsed(self) -> float:
+        """Return the seconds trained so far, all runs together."""
+        return self.seconds + time.monotonic() - self._begin
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before everything that needs the restored step."""
+        engine.add_event_handler(Events.STARTED, self._restore)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._periodic)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def _restore(self, engine: Engine) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: engine.terminate())
+        source = self.path if self.path.exists() else self.folder / "last.pt"
+        if self.decay and not source.exists():
+            raise ValueError(f"decay: expected a state of the constant phase in {self.folder}, got none")
+        if source.exists():
+            device = next(self.network.parameters()).device
+            state = torch.load(source, map_location=device, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.average.averaged.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            engine.state.iteration = state["step"]
+            engine.state.epoch = state["step"] // engine.state.epoch_length
+            self.seconds, self.decay_start = state["seconds"], state["decay_start"]
+            _log.info("resumed at step %d from %s", state["step"], source)
+        if self.decay and self.decay_start is None:
+            self.decay_start = engine.state.iteration
+        self._begin = self._saved = time.monotonic()
+
+    def _periodic(self, engine: Engine) -> None:
+        if time.monotonic() - self._saved >= self.interval_s:
+            self.save(engine)
+
+    def save(self, engine: Engine) -> None:
+        """Write the state of the current phase."""
+        if not self.write:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, {
+            "step": engine.state.iteration,
+            "seconds": self.elapsed(),
+            "decay_start": self.decay_start,
+            "network": self.network.state_dict(),
+            "average": self.average.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        })  # fmt: skip
+        self._saved = time.monotonic()
+
+
+class LearningRate:
+    r"""Linear warm-up, then constant; in the final phase linear decay to zero, after which the run ends.
+
+    A function of the step alone: ``lr = base min(1, step / warmup)``, times ``1 - (step - start) / decay_steps`` in the
+    final phase, whose start the :class:`TrainingState` knows. Whenever the constant phase is stopped it can be
+    finished.
+
+    Args:
+        optimizer: the optimiser.
+        state: knows where the final phase began.
+        base: learning rate of the constant phase.
+        warmup: steps of the warm-up.
+        decay_steps: steps of the final phase.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        state: TrainingState,
+        base: float,
+        warmup: int = 200,
+        decay_steps: int = 2000,
+    ) -> None:
+        self.optimizer, self.state, self.base = optimizer, state, base
+        self.warmup, self.decay_steps = warmup, decay_steps
+
+    def at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        rate = self.base * min(1.0, step / max(self.warmup, 1))
+        if self.state.decay_start is not None:
+            rate *= max(0.0, 1 - (step - 1 - self.state.decay_start) / self.decay_steps)
+        return rate
+
+    def attach(self, engine: Engine) -> None:
+        """Set the rate before and check the end after every iteration."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._set)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end)
+
+    def _set(self, engine: Engine) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.at(engine.state.iteration)
+
+    def _end(self, engine: Engine) -> None:
+        start = self.state.decay_start
+        if start is not None and engine.state.iteration >= start + self.decay_steps:
+            engine.terminate()
+
+
+class GradientClip:
+    """Bounds the norm of the gradient before every update.
+
+    Args:
+        network: the network that is trained.
+        max_norm: the bound.
+    """
+
+    def __init__(self, network: nn.Module, *, max_norm: float = 1.0) -> None:
+        self.network, self.max_norm = network, max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a SupervisedTrainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._clip)
+
+    def _clip(self, engine: Engine) -> None:
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+
+
+class TrainingCurve:
+    """Watches the loss, and appends a line of loss and validation metrics to a CSV every few steps.
+
+    Args:
+        path: the CSV file.
+        state: knows the seconds.
+        evaluator: engine that validates the averaged weights, or None.
+        every: steps between two lines.
+        write: False for all but the first process.
+
+    Raises:
+        ValueError: (while running) if the loss is not finite.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        state: TrainingState,
+        evaluator: Engine | None = None,
+        every: int = 500,
+        write: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.state, self.evaluator, self.every = state, evaluator, every
+        self.write = write
+        self._losses: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a SupervisedTrainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._row)
+
+    def _collect(self, engine: Engine) -> None:
+        loss = float(engine.state.output["loss"])
+        if not math.isfinite(loss):
+            raise ValueError(f"loss: expected a finite number at step {engine.state.iteration}, got {loss}")
+        self._losses.append(loss)
+
+    def _row(self, engine: Engine) -> None:
+        loss = sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        if not self.write:
+            return
+        row: dict[str, Any] = {
+            "step": engine.state.iteration,
+            "seconds": round(self.state.elapsed(), 1),
+            "lr": f"{self.state.optimizer.param_groups[0]['lr']:.3e}",
+            "train_loss": round(loss, 5),
+        }
+        if self.evaluator is not None:
+            self.evaluator.run()
+            row |= {name: round(float(value), 3) for name, value in self.evaluator.state.metrics.items()}
+        _log.info("%s", row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Save tensors through a temporary file beside the target, so that the file appears whole or not at all."""
+    handle, temporary = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        torch.save(value, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def export_weights(folder: str | os.PathLike[str], target: str | os.PathLike[str], *, half: bool = True) -> str:
+    """Write the averaged weights of the newest state as a flat state dict, in float16 unless told otherwise.
+
+    Args:
+        folder: folder of a :class:`TrainingState`; the finished ``decay.pt`` goes before ``last.pt``.
+        target: file to write.
+        half: whether to store float16.
+
+    Returns:
+        One line that says what was written.
+
+    Raises:
+        ValueError: if there is no state.
+    """
+    states = [p for p in (Path(folder) / "decay.pt", Path(folder) / "last.pt") if p.exists()]
+    if not states:
+        raise ValueError(f"folder: expected decay.pt or last.pt in {folder}, got neither")
+    state = torch.load(states[0], map_location="cpu", weights_only=True)
+    prefix = "module."
+    weights = {k[len(prefix) :]: v for k, v in state["average"].items() if k.startswith(prefix)}
+    weights = {k: (v.half() if half and v.is_floating_point() else v).contiguous() for k, v in weights.items()}
+    write_whole(Path(target), weights)
+    size = Path(target).stat().st_size / 1e6
+    hours = state["seconds"] / 3600
+    return f"{target}: {size:.2f} MB, averaged weights of step {state['step']} ({hours:.2f} h) from {states[0].name}"
