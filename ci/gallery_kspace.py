@@ -53,7 +53,7 @@ class Scan(NamedTuple):
     sigma: float
 
 
-def load_scan(folder: Path, *, fraction: float = 0.1, seed: int = 0, phase_size: int = 96) -> Scan:
+def load_scan(folder: Path, *, fraction: float = 0.1, seed: int = 0, phase_size: int = 128) -> Scan:
     """Read the file, hold samples out, and estimate maps and phase from the rest.
 
     The phase is that of a complex CG-SENSE image of the kept samples under a low-pass of ``phase_size`` frequencies:
