@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import warnings
 import weakref
 import zipfile
@@ -21,6 +20,8 @@ from typing import Protocol, TypeVar, cast
 
 import numpy as np
 from scipy.sparse import csr_array
+
+from ..files import atomic_path
 
 __all__ = ["cache_folder", "shared", "stored_matrix"]
 
@@ -107,15 +108,9 @@ def _read(path: Path) -> csr_array | None:
 
 def _write(path: Path, matrix: csr_array) -> None:
     """Store a matrix; a folder that cannot be written costs only the time of the next build."""
-    temporary = None
+    arrays = {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".npz", delete=False) as file:
-            temporary = Path(file.name)
-            arrays = {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr}
-            np.savez(file, shape=np.asarray(matrix.shape, np.int64), **arrays)
-        os.replace(temporary, path)
+        with atomic_path(path) as draft:
+            np.savez(draft, shape=np.asarray(matrix.shape, np.int64), **arrays)
     except OSError as error:
         warnings.warn(f"projection matrix not cached in {path.parent}: {error}", stacklevel=3)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

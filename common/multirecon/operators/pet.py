@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import LinearOperator
 from .geometry import ParallelGeometry, check_grid
-from .pet_blur import GaussianBlur
 from .pet_tof import TOFGeometry
+from .pet_weighted import WeightedProjector
 from .projector import MatrixProjector, view_angles
 
 __all__ = ["PETProjector"]
 
 
-class PETProjector(LinearOperator):
+class PETProjector(WeightedProjector):
     r"""Normalised, attenuated, blurred line integrals with their exact adjoint.
 
     Args:
@@ -92,21 +91,15 @@ class PETProjector(LinearOperator):
         if not psf_fwhm_mm >= 0 or not isfinite(psf_fwhm_mm):
             raise ValueError(f"psf_fwhm_mm: expected >= 0, got {psf_fwhm_mm}")
         lines = (grid, spacing, theta, int(bins), pitch, 0.0)
-        plain = ParallelGeometry(*lines)
-        geometry = TOFGeometry(*lines, tof_bins, float(tof_spacing_mm), float(tof_fwhm_mm)) if tof_bins else plain
+        geometry = ParallelGeometry(*lines)
+        if tof_bins:
+            geometry = TOFGeometry(*lines, tof_bins, float(tof_spacing_mm), float(tof_fwhm_mm))
         projector = MatrixProjector(geometry, channels=channels, backend=backend)
-        super().__init__(projector.domain_shape, projector.range_shape)
+        super().__init__(projector.domain_shape, projector.range_shape, spacing_mm=spacing, efficiency=efficiency,
+                         psf_fwhm_mm=psf_fwhm_mm)  # fmt: skip
         self.projector = projector
-        self.blur = GaussianBlur(self.domain_shape, spacing, fwhm_mm=psf_fwhm_mm) if psf_fwhm_mm else None
         self._turn = {"arc": float(arc), "start": float(start), "angles": None if angles is None else list(theta)}
-        self._efficiency = efficiency if isinstance(efficiency, Tensor) else float(efficiency)
-        #: the attenuation map in 1/cm the operator was built with
-        self.attenuation = attenuation
-        weight = self._as_weight(efficiency)
-        if attenuation is not None:
-            weight = weight * self._attenuation_factors(attenuation, plain)
-        self.weight: Tensor
-        self.register_buffer("weight", weight.float(), persistent=False)
+        self.attenuate(attenuation)
 
     @property
     def angles(self) -> tuple[float, ...]:
@@ -119,59 +112,17 @@ class PETProjector(LinearOperator):
         assert isinstance(geometry, ParallelGeometry)
         return geometry
 
-    def _as_weight(self, efficiency: float | Tensor) -> Tensor:
-        value = torch.as_tensor(efficiency, dtype=torch.float32)
-        if not bool((torch.isfinite(value) & (value >= 0)).all()):
-            raise ValueError("efficiency: expected finite values >= 0")
-        value = value.reshape((1,) * (1 + len(self.range_shape) - value.ndim) + tuple(value.shape))
-        trailing = zip(value.shape[1:], self.range_shape, strict=False)
-        if value.ndim != 1 + len(self.range_shape) or any(n not in (1, m) for n, m in trailing):
-            raise ValueError(f"efficiency: expected a shape that broadcasts against (B, {self.range_shape}), "
-                             f"got {tuple(value.shape)}")  # fmt: skip
-        return value
+    def integrate(self, x: Tensor, *, transposed: bool = False) -> Tensor:
+        """Return ``P x`` (by time-of-flight bin), or ``P^T x``."""
+        return self.projector.adjoint(x) if transposed else self.projector(x)
 
-    def _attenuation_factors(self, attenuation: Tensor, lines: ParallelGeometry) -> Tensor:
-        """Return ``exp(-P mu)``, shaped to multiply the data."""
-        mu = attenuation.detach()
-        if mu.ndim == 2:
-            mu = mu[None]
-        if mu.ndim == 3:
-            mu = mu[None]
-        if mu.ndim != 4 or tuple(mu.shape[2:]) != lines.shape or mu.shape[1] not in (1, self.domain_shape[0]):
-            raise ValueError(f"attenuation: expected (H, W), (C, H, W) or (B, C, H, W), grid {lines.shape}, C = 1 or "
-                             f"{self.domain_shape[0]}, got {tuple(attenuation.shape)}")  # fmt: skip
-        if mu.is_complex() or not bool((torch.isfinite(mu) & (mu >= 0)).all()):
-            raise ValueError("attenuation: expected real, finite values >= 0 in 1/cm")
-        factors = torch.exp(-MatrixProjector(lines, channels=mu.shape[1], backend=self.projector.backend)(mu))
-        return factors.unsqueeze(2) if len(self.range_shape) == 4 else factors
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the expected counts without background, ``(B, channels, [tof_bins,] views, bins)``."""
-        blurred = self.check_domain(x) if self.blur is None else self.blur(x)
-        y: Tensor = self.projector(blurred)
-        return self.weight.to(y.real.dtype) * y
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Return ``G^T P^T`` of the weighted data, ``(B, channels, H, W)``."""
-        self.check_range(y)
-        weight = self.weight.to(torch.promote_types(y.real.dtype, torch.float32))
-        x = self.projector.adjoint(weight * y)
-        return x if self.blur is None else self.blur.adjoint(x)
-
-    def subset(self, index: int, count: int) -> PETProjector:
-        """Return the operator of the views ``index, index + count, ...`` (an ordered subset).
-
-        Raises:
-            ValueError: unless ``0 <= index < count <= views``.
-        """
-        if not 0 <= index < count <= len(self.angles):
-            raise ValueError(f"index, count: expected 0 <= index < count <= {len(self.angles)}, got {index}, {count}")
-        arguments = self.arguments()
-        efficiency = arguments["efficiency"]
-        if isinstance(efficiency, Tensor) and efficiency.ndim >= 2 and efficiency.shape[-2] > 1:
-            arguments["efficiency"] = efficiency[..., index::count, :]
-        angles = list(self.angles[index::count])
-        return type(self)(**{**arguments, "angles": angles, "views": len(angles)}).to(self.weight)
+    def attenuation_factors(self, attenuation: Tensor) -> Tensor:
+        """Return ``exp(-P mu)`` of the whole lines."""
+        g = self._lines
+        whole = ParallelGeometry(g.shape, g.spacing_mm, g.angles, g.bins, g.pitch_mm, 0.0)
+        mu = attenuation.expand(-1, -1, *g.shape)
+        factors = torch.exp(-MatrixProjector(whole, channels=mu.shape[1], backend=self.projector.backend)(mu))
+        return factors.unsqueeze(2) if isinstance(g, TOFGeometry) else factors
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments (plain values and tensors)."""
@@ -185,7 +136,7 @@ class PETProjector(LinearOperator):
             "bin_spacing_mm": g.pitch_mm,
             **self._turn,
             "attenuation": self.attenuation,
-            "efficiency": self._efficiency,
+            "efficiency": self.efficiency,
             "psf_fwhm_mm": 0.0 if self.blur is None else self.blur.fwhm_mm[0],
             "tof_bins": tof[0],
             "tof_spacing_mm": tof[1],

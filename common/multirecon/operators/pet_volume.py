@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import LinearOperator
 from .geometry import ParallelGeometry, check_grid
-from .pet_blur import GaussianBlur
 from .pet_oblique import ObliqueGeometry, ObliquePlanes, check_cylinder, check_rings
+from .pet_weighted import WeightedProjector
 from .projector import MatrixProjector, linear_product, view_angles
 
 __all__ = ["PETProjector3D"]
 
 
-class PETProjector3D(LinearOperator):
+class PETProjector3D(WeightedProjector):
     r"""PET lines between the rings of a cylindrical scanner: :math:`A = \mathrm{diag}(n e^{-P\mu}) P G`.
 
     The axis of the scanner is the last image axis; ring ``r`` lies in slice ``q r`` with ``q`` the number of slices per
@@ -87,18 +86,19 @@ class PETProjector3D(LinearOperator):
         lines = ParallelGeometry(grid, spacing, theta, int(bins), pitch, 0.0)
         check_cylinder(lines, radius_mm)
         signed = [0] + [sign * d for d in range(1, last + 1) for sign in (1, -1)]
+        pairs = [(low, low + d) if d >= 0 else (low - d, low) for d in signed for low in range(rings - abs(d))]
+        volume = (*spacing, float(spacing_mm[2]))
+        super().__init__((1, *grid, int(shape[2])), (1, len(pairs), views, bins), spacing_mm=volume,
+                         efficiency=efficiency, psf_fwhm_mm=psf_fwhm_mm)  # fmt: skip
         #: ring pairs ``(r_1, r_2)`` of the planes in the order of the data
-        self.planes = tuple(
-            (low, low + d) if d >= 0 else (low - d, low) for d in signed for low in range(rings - abs(d))
-        )
-        super().__init__((1, *grid, int(shape[2])), (1, len(self.planes), views, bins))
+        self.planes = tuple(pairs)
         self.lines, self.rings, self.slices_per_ring = lines, rings, q
         self.direct = MatrixProjector(lines)
         scanner = (lines, rings, q, float(ring_spacing_mm), float(radius_mm))
         self.oblique = tuple(ObliquePlanes(ObliqueGeometry(*scanner, d)) for d in range(1, last + 1))
         self._arguments: dict[str, Any] = {
             "shape": [*grid, int(shape[2])],
-            "spacing_mm": [*spacing, float(spacing_mm[2])],
+            "spacing_mm": list(volume),
             "views": views,
             "bins": bins,
             "rings": rings,
@@ -107,44 +107,22 @@ class PETProjector3D(LinearOperator):
             "max_difference": last,
             "bin_spacing_mm": pitch,
             "angles": None if angles is None else list(theta),
-            "attenuation": attenuation,
-            "efficiency": efficiency if isinstance(efficiency, Tensor) else float(efficiency),
             "psf_fwhm_mm": psf_fwhm_mm,
         }
-        volume = [*spacing, float(spacing_mm[2])]
-        self.blur = GaussianBlur(self.domain_shape, volume, fwhm_mm=psf_fwhm_mm) if psf_fwhm_mm else None
-        weight = self._checked(torch.as_tensor(efficiency, dtype=torch.float32), self.range_shape, "efficiency")
-        if attenuation is not None:
-            mu = self._checked(attenuation.detach().float(), self.domain_shape, "attenuation")
-            weight = weight * torch.exp(-linear_product(mu.expand(-1, *self.domain_shape), self, transposed=False))
-        self.weight: Tensor
-        self.register_buffer("weight", weight, persistent=False)
-
-    def _checked(self, value: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-        value = value.reshape((1,) * (1 + len(shape) - value.ndim) + tuple(value.shape))
-        fits = value.ndim == 1 + len(shape) and all(n in (1, m) for n, m in zip(value.shape[1:], shape, strict=True))
-        if not fits or not bool((torch.isfinite(value) & (value >= 0)).all()):
-            raise ValueError(f"{name}: expected finite values >= 0 that broadcast against (B, {shape}), "
-                             f"got shape {tuple(value.shape)}")  # fmt: skip
-        return value
+        self.attenuate(attenuation)
 
     @property
     def angles(self) -> tuple[float, ...]:
         """View angles in radians."""
         return self.lines.angles
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return expected counts without background, ``(B, 1, planes, views, bins)``."""
-        blurred = self.check_domain(x) if self.blur is None else self.blur(x)
-        y = linear_product(blurred, self, transposed=False)
-        return self.weight.to(y.real.dtype) * y
+    def integrate(self, x: Tensor, *, transposed: bool = False) -> Tensor:
+        """Return ``P x`` of all planes, or ``P^T x``."""
+        return linear_product(x, self, transposed=transposed)
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Return the back projection ``(B, 1, H, W, D)`` of the weighted data."""
-        self.check_range(y)
-        weight = self.weight.to(torch.promote_types(y.real.dtype, torch.float32))
-        x = linear_product(weight * y, self, transposed=True)
-        return x if self.blur is None else self.blur.adjoint(x)
+    def attenuation_factors(self, attenuation: Tensor) -> Tensor:
+        """Return ``exp(-P mu)`` of all lines."""
+        return torch.exp(-self.integrate(attenuation.expand(-1, *self.domain_shape)))
 
     def product(self, x: Tensor, *, transposed: bool) -> Tensor:
         """Return the line integrals in cm, or their transpose, of a real tensor (outside autograd)."""
@@ -176,20 +154,6 @@ class PETProjector3D(LinearOperator):
             at += 2 * j
         return volume.transpose(0, 1).reshape(batch, *self.domain_shape)
 
-    def subset(self, index: int, count: int) -> PETProjector3D:
-        """Return the operator of the views ``index, index + count, ...`` (an ordered subset).
-
-        Raises:
-            ValueError: unless ``0 <= index < count <= views``.
-        """
-        if not 0 <= index < count <= len(self.angles):
-            raise ValueError(f"index, count: expected 0 <= index < count <= {len(self.angles)}, got {index}, {count}")
-        arguments, angles = self.arguments(), list(self.angles[index::count])
-        efficiency = arguments["efficiency"]
-        if isinstance(efficiency, Tensor) and efficiency.ndim >= 2 and efficiency.shape[-2] > 1:
-            arguments["efficiency"] = efficiency[..., index::count, :]
-        return type(self)(**{**arguments, "angles": angles, "views": len(angles)}).to(self.weight)
-
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments (plain values and tensors)."""
-        return dict(self._arguments)
+        return {**self._arguments, "attenuation": self.attenuation, "efficiency": self.efficiency}

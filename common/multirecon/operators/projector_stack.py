@@ -70,6 +70,10 @@ class SliceStack(LinearOperator):
         channels, grid = self.domain_shape[0], self.operator.domain_shape[1:]
         return images.reshape(images.shape[0], channels, self.slices, *grid).movedim(2, 2 + self.axis)
 
+    def samples(self, start: int, stop: int) -> SliceStack:
+        """Return the stack of the samples' operator."""
+        return SliceStack(self.operator.samples(start, stop), slices=self.slices, axis=self.axis)
+
     def subset(self, index: int, count: int) -> SliceStack:
         """Return the stack of the operator's ordered subset."""
         part = cast(_Divisible, self.operator).subset(index, count)

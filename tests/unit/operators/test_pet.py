@@ -108,6 +108,22 @@ def test_subsets_and_arguments(case: str) -> None:
     torch.testing.assert_close(PETProjector(**A.arguments())(x), y, rtol=0, atol=0)
 
 
+def test_samples_and_join_of_per_sample_operators() -> None:
+    A = PETProjector(**{**BASE, **CASES["per sample"]})
+    x = _random(2, *A.domain_shape)
+    single = [A.samples(i, i + 1) for i in range(2)]
+    for i in range(2):
+        torch.testing.assert_close(single[i](x[i : i + 1]), A(x)[i : i + 1])
+    torch.testing.assert_close(A.join(single)(x), A(x))
+    plain = PETProjector(**BASE, attenuation=0.1 * _random(12, 12))
+    assert plain.samples(1, 2) is plain
+    other = PETProjector(**BASE, attenuation=0.1 * _random(12, 12, seed=1))
+    both = plain.join([plain, other])
+    x = _random(2, 1, 12, 12)
+    torch.testing.assert_close(both(x), torch.cat([plain(x[:1]), other(x[1:])]))
+    torch.testing.assert_close(both.subset(1, 2)(x), both(x)[:, :, 1::2])
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [
