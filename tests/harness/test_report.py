@@ -12,6 +12,7 @@ import pytest
 import torch
 from harness.fake_task import FakeTask
 
+from multirecon.harness.merging import merge_folders
 from multirecon.harness.records import FAILED, NOT_APPLICABLE, OK, Record, RecordFile
 from multirecon.harness.report import write_report
 from multirecon.harness.runner import describe_task
@@ -131,3 +132,22 @@ def test_only_failures_still_make_a_report(tmp_path):
     text = files["html"].read_text()
     assert "crash" in text
     assert "No method applies" in text
+
+
+def test_merged_folders_hold_the_same_set_in_any_order(tmp_path):
+    fill(tmp_path / "one", names=("sense", "tv"))
+    other = fill(tmp_path / "two", names=("sense", "unrolled"))
+    other.append(replace(other.records()[0], bundle="cheat", fingerprint="other"))
+    with (tmp_path / "two" / "records.jsonl").open("a") as stream:
+        stream.write("{torn")
+    merged = []
+    for number, order in enumerate((("one", "two"), ("two", "one"))):
+        output = tmp_path / f"all{number}"
+        for _ in range(2):  # merging again adds nothing
+            count, refused = merge_folders([tmp_path / n for n in order], output)
+            assert (count, [r.bundle for r in refused]) == (9, ["cheat"])
+        merged.append((output / "records.jsonl").read_text())
+        assert len(list((output / "images").rglob("*.npy"))) == 9 + 3
+    assert merged[0] == merged[1]
+    with pytest.raises(ValueError, match="existing file"):
+        merge_folders([tmp_path / "none"], tmp_path / "all")

@@ -1,0 +1,210 @@
+"""The harness on the command line; see :mod:`multirecon.__main__`. Imports wait for the call, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+__all__ = ["bundles", "evaluate", "info", "merge", "report", "simulate", "tasks", "version"]
+
+
+def evaluate(
+    output: Path,
+    *,
+    tasks: tuple[str, ...] = (),
+    bundles: tuple[str, ...] = (),
+    folder: str = "",
+    set_name: str = "small",
+    seed: int = 0,
+    device: str = "",
+    timeout: float = 600.0,
+    shard: str = "1/1",
+    repeats: int | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Run bundles on tasks and record how well they do; run it again to go on where it stopped.
+
+    Args:
+        output: folder of the results.
+        tasks: names or JSON files, separated by commas; every task by default.
+        bundles: NAME, NAME:VARIANT or folders, separated by commas; every bundle by default.
+        folder: folder of the bundles; by default the setting MULTIRECON_BUNDLES, else ./bundles.
+        set_name: evaluation set: small or full.
+        seed: seed of the methods' random numbers.
+        device: device of the bundles, such as cpu or cuda:0; by default their own choice.
+        timeout: seconds that one measurement may take.
+        shard: I/N: only every N-th result, beginning with the I-th.
+        repeats: noise realisations a sample; by default the task's.
+        limit: only the first samples of every set.
+        progress: show the progress bar (--noprogress: do not).
+    """
+    from ..tasks import load, names
+    from .bundles import select_bundles
+    from .records import read_records
+    from .runner import evaluate as run
+    from .runner import parse_shard
+
+    for name, value in (("timeout", timeout), ("repeats", repeats), ("limit", limit)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}: expected > 0, got {value}")
+    part = parse_shard(shard)
+    chosen = select_bundles(bundles, folder or None)
+    questions = [load(name) for name in tasks or names()]
+    summary = run(
+        questions,
+        chosen,
+        output,
+        set_name=set_name,
+        seed=seed,
+        device=_device(device),
+        timeout=timeout,
+        shard=part,
+        repeats=repeats,
+        limit=limit,
+        progress=progress,
+    )
+    for problem in read_records(summary.records)[1]:
+        print(f"multirecon: no record: {problem}", file=sys.stderr)
+    print(summary)
+
+
+def report(*folders: str, output: str = "", baseline: str = "") -> None:
+    """Turn records into one HTML file that needs nothing else, Markdown and CSV.
+
+    Args:
+        folders: output folders of evaluate; several are joined.
+        output: folder of the report; by default the folder report in the first one.
+        baseline: method that paired differences refer to; by default the one recorded first.
+    """
+    from .report import write_report
+
+    if not folders:
+        raise ValueError("folders: expected at least one output folder of `multirecon evaluate`, got none")
+    files = write_report(folders, Path(output or Path(folders[0]) / "report"), baseline=baseline)
+    for kind, path in files.items():
+        print(f"{kind:12}{path}")
+
+
+def merge(output: Path, *folders: str) -> None:
+    """Join the records (and the images kept for the report) of several folders; the order does not matter.
+
+    Args:
+        output: folder of the joined results.
+        folders: output folders of evaluate.
+    """
+    from .merging import merge_folders
+
+    records, refused = merge_folders([Path(f) for f in folders], output)
+    for record in refused:
+        print(f"multirecon: other data under the same name: {record.method} {record.question}", file=sys.stderr)
+    print(f"{records} records in {output}")
+
+
+def simulate(
+    task: str,
+    output: Path,
+    *,
+    set_name: str = "small",
+    repeat: int = 0,
+    limit: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Write a task's measurements as HDF5 files, for `python -m monai.bundle run ... --dataset_dir OUTPUT`.
+
+    Args:
+        task: name or JSON file.
+        output: folder of the files, one a sample.
+        set_name: evaluation set: small or full.
+        repeat: number of the noise realisation.
+        limit: only the first samples of the set.
+        progress: show the progress bar (--noprogress: do not).
+    """
+    from tqdm import tqdm
+
+    from ..engines import safe_name
+    from ..tasks import load
+
+    question = load(task)
+    samples = question.samples(set_name)
+    count = len(samples) if limit is None else min(limit, len(samples))
+    if count < 1:
+        raise ValueError(f"limit: expected at least one sample of task {question.name!r}, got {count}")
+    for index in tqdm(range(count), desc=question.name, unit="sample", disable=not progress):
+        measurement, _ = question.measure(samples[index], repeat)
+        measurement.save(output / f"{safe_name(str(samples[index]['id']))}.h5")
+    print(f"{count} measurements in {output}")
+
+
+def tasks() -> None:
+    """List the tasks with their targets."""
+    from ..tasks import load, names
+
+    for name in names():
+        task = load(name)
+        print(f"{name:24} {','.join(task.targets):16} {task.description}")
+
+
+def bundles(folder: str = "") -> None:
+    """List the bundles and their variants.
+
+    Args:
+        folder: folder of the bundles; by default the setting MULTIRECON_BUNDLES, else ./bundles.
+    """
+    from .bundles import find_bundles
+
+    for bundle in find_bundles(folder or None):
+        print(f"{bundle.method:32} {bundle.version:8} {bundle.root}")
+
+
+def info(file: str) -> None:
+    """Say what is in a measurement file.
+
+    Args:
+        file: an HDF5 file written by simulate or Measurement.save.
+    """
+    from ..measurement import Measurement
+
+    measurement = Measurement.load(file)
+    space = measurement.space
+    print(f"image      {', '.join(f'{m.name} [{m.unit}]' for m in space.modalities)}")
+    print(f"grid       {' x '.join(map(str, space.shape))}, {' x '.join(f'{s:g}' for s in space.spacing_mm)} mm")
+    for name, datum in measurement.y.items():
+        kinds = f"{measurement.operator[name].kind}, {measurement.likelihood[name].kind}"
+        print(f"{'block':10} {name}: {kinds}, {tuple(datum.shape)} {str(datum.dtype)[6:]}")
+    print(f"missing    {', '.join(measurement.missing) or 'nothing'}")
+    print(f"samples    {measurement.batch_size}")
+    print(f"metadata   {measurement.metadata}")
+    print(f"sha256     {measurement.fingerprint()}")
+
+
+def version(*, packages: bool = False) -> None:
+    """Print the version.
+
+    Args:
+        packages: also those of Python, torch and MONAI.
+    """
+    from .. import __version__
+
+    print(f"multirecon {__version__}")
+    if packages:
+        from importlib.metadata import version as installed
+        from platform import python_version
+
+        print(f"python {python_version()}")
+        for name in ("torch", "monai", "pytorch-ignite", "deepinv", "numpy"):
+            print(f"{name} {installed(name)}")
+
+
+def _device(name: str) -> str | None:
+    import torch
+
+    if not name:
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected a device such as cpu or cuda:0, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected a CUDA device for {name!r}, this machine has none")
+    return name
