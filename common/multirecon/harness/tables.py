@@ -41,12 +41,12 @@ def markdown_table(
     head = ["method", *(column_head(c, units) for c in chosen)]
     if chosen:
         head.append(f"difference in {' '.join(chosen[0])} to {board.baseline}")
-    rows = [[*head, "seconds", "peak MiB", "results"]]
+    rows = [[escape_markdown(h) for h in head] + ["seconds", "peak MiB", "results"]]
     for row in board.rows:
-        cells = [row.method, *(cell(row, c) for c in chosen)]
+        cells = [escape_markdown(row.method), *(cell(row, c) for c in chosen)]
         cells += [difference(row, chosen[0])] if chosen else []
         rows.append([*cells, *costs(row)])
-    lines = ["| " + " | ".join(escape_markdown(c) for c in cells) + " |" for cells in rows]
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     note = f"n = {board.anatomies} anatomies, {board.samples} samples; 95 % bootstrap intervals over anatomies."
     return "\n".join([*lines, "", note])
