@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..files import atomic_path
 from .anatomies import list_anatomies
 from .datasets import STACK, as_config, to_unit
 from .materials import unit_to_hu
@@ -294,9 +295,8 @@ def _write_subject(folder: Path, phantom: Phantom, settings: Mapping[str, Any]) 
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_path(path) as draft:
+        draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _digest(path: Path) -> str:

@@ -38,7 +38,7 @@ def repair(labels: NDArray[np.int16]) -> NDArray[np.int16]:
     labels = labels.copy()
     head = labels > 0
     opened, count = ndimage.label(ndimage.binary_opening(head))
-    if count > 1:
+    if count:
         core = opened == 1 + int(np.argmax(np.bincount(opened.ravel())[1:]))
         labels[head & ~ndimage.binary_dilation(core, iterations=2)] = 0
     inside = label_to_region().numpy()[label_to_tissue().numpy()[labels]]

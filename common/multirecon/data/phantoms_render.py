@@ -219,7 +219,7 @@ def render(
                 transverse = transverse * (1 - 0.35 * vein)
             else:
                 spaces = config.vessels * at(fields.spaces)
-                long, transverse = long * (1 + 0.45 * spaces), transverse * (1 + 0.1 * spaces)
+                long, transverse = long * (1 + 0.25 * spaces), transverse * (1 + 0.06 * spaces)
         if brain:
             if "ms" in lesions and tissue in ("white_matter", "wm_lesion"):
                 e = at(lesions["ms"])
