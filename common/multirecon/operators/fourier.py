@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import pi
 from typing import Any
 
@@ -117,19 +117,25 @@ class MaskedFourier(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return the coil-combined image ``(B, 1, *spatial)`` of k-space ``(B, coils, *spatial)``."""
-        sampled = self.check_range(y) * self._turned_mask.conj()
-        image = self._combine(torch.fft.ifftn(sampled, dim=self._axes, norm="ortho")) * self._image_ramp.conj()
+        mask = self._turned_mask.conj().resolve_conj()
+
+        def coil_image(part: Tensor) -> Tensor:
+            return torch.fft.ifftn(part * mask, dim=self._axes, norm="ortho")
+
+        image = self._combine(self.check_range(y), coil_image) * self._image_ramp.conj()
         return image.real.contiguous() if self.real_image else image
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``A^H A x`` with transforms along the undersampled axes only; the phase ramps cancel in it."""
-        coil_images = self.maps * self.check_domain(x).to(self.range_dtype)
-        if self._gram_axes:
-            coil_images = torch.fft.fftn(coil_images, dim=self._gram_axes, norm="ortho").mul_(self._shifted_mask)
-            coil_images = torch.fft.ifftn(coil_images, dim=self._gram_axes, norm="ortho")
-        else:
-            coil_images = coil_images * self._shifted_mask
-        image = self._combine(coil_images)
+        x, axes = self.check_domain(x).to(self.range_dtype), self._gram_axes
+
+        def coil_image(maps: Tensor) -> Tensor:
+            if not axes:
+                return maps * x * self._shifted_mask
+            spectrum = torch.fft.fftn(maps * x, dim=axes, norm="ortho").mul_(self._shifted_mask)
+            return torch.fft.ifftn(spectrum, dim=axes, norm="ortho")
+
+        image = self._combine(self.maps, coil_image)
         return image.real.contiguous() if self.real_image else image
 
     def samples(self, start: int, stop: int) -> MaskedFourier:
@@ -147,14 +153,17 @@ class MaskedFourier(LinearOperator):
             "spatial_dims": self.spatial_dims,
         }
 
-    def _combine(self, coil_images: Tensor) -> Tensor:
-        # coil by coil: a product of all coils at once would be one more array of their size
+    def _combine(self, coils: Tensor, coil_image: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``sum_c conj(S_c) coil_image(coil c)`` of a tensor with a coil axis, which it keeps with size one."""
         axis = -self.spatial_dims - 1
-        weights, parts = self._conjugate_maps.unbind(axis), coil_images.unbind(axis)
-        image = weights[0] * parts[0]
+        if coils.device.type != "cpu":
+            return (self._conjugate_maps * coil_image(coils)).sum(axis, keepdim=True)
+        # One coil at a time on a CPU: what belongs to all coils is too large for its caches.
+        weights, parts = self._conjugate_maps.split(1, axis), coils.split(1, axis)
+        image = weights[0] * coil_image(parts[0])
         for weight, part in zip(weights[1:], parts[1:], strict=True):
-            image = torch.addcmul(image, weight, part)
-        return image.unsqueeze(axis)
+            image = torch.addcmul(image, weight, coil_image(part))
+        return image
 
     def _fold(self) -> None:
         """Make the buffers that follow from mask and maps: conjugate maps, phase ramps, the mask in both orders."""

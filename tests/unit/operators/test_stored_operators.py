@@ -69,3 +69,17 @@ def test_samples_and_join_of_masked_fourier():
     torch.testing.assert_close(torch.cat([p(x[i : i + 1]) for i, p in enumerate(parts)]), operator(x))
     joined = parts[0].join(parts)
     torch.testing.assert_close(joined(x), operator(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", list(_operators()))
+def test_cuda_equals_cpu(name):
+    operator = _operators()[name].double()
+    x = random_image(operator)
+    y = operator(x)
+    back, twice = operator.adjoint(y), operator.gram(x)
+    operator = operator.to("cuda")
+    torch.testing.assert_close(operator(x.cuda()).cpu(), y)
+    torch.testing.assert_close(operator.adjoint(y.cuda()).cpu(), back)
+    torch.testing.assert_close(operator.gram(x.cuda()).cpu(), twice)
