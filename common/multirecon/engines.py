@@ -182,7 +182,7 @@ class SaveReconstructions:
             nib.save(nifti, draft)
         if self.png:
             with atomic_path(self.output_dir / f"{stem}.png") as draft:
-                write_png(array[..., 0], draft)
+                write_png(np.asarray(nib.as_closest_canonical(nifti).dataobj), draft)
 
 
 def sample_names(ids: Any, count: int) -> list[str]:
@@ -201,12 +201,13 @@ def safe_name(name: str) -> str:
 
 
 def write_png(volume: np.ndarray, path: Path) -> None:
-    """Write the middle slice ``(H, W, slices)`` as an 8-bit grey picture with the second axis upwards."""
+    """Write the middle slice of a RAS volume ``(X, Y, Z)`` as an 8-bit grey picture, anterior up, right on the left."""
     from matplotlib import image as mpl_image
 
+    volume = volume[..., 0] if volume.ndim == 4 else volume
     middle = volume[..., volume.shape[-1] // 2]
     low, high = np.percentile(middle, [1.0, 99.5])
-    mpl_image.imsave(path, middle.T[::-1], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    mpl_image.imsave(path, middle.T[::-1, ::-1], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
 
 
 class Clock:

@@ -1,14 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the cache folder of the user."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path"]
+__all__ = ["atomic_path", "cache_folder"]
 
 
 @contextmanager
@@ -40,3 +41,23 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def cache_folder() -> Path | None:
+    """Return the folder for projection matrices and simulated slices, or None where the user wants none.
+
+    It is the value of ``MULTIRECON_CACHE`` (``off`` for none), else the platform's cache folder; it may not exist yet
+    and may be deleted at any time.
+    """
+    setting = os.environ.get("MULTIRECON_CACHE", "")
+    if setting.lower() == "off":
+        return None
+    if setting:
+        return Path(setting)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME", "") or str(Path.home() / ".cache")
+    return Path(base) / "multirecon"

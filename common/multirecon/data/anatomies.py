@@ -6,6 +6,7 @@ The setting ``MULTIRECON_ANATOMIES`` names a folder of label maps (``training_se
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,7 +23,7 @@ from .label_repair import crop_to_head, repair
 from .splits import EMBEDDED
 from .tissues import label_names
 
-__all__ = ["Anatomy", "anatomies_folder", "list_anatomies", "load_anatomy"]
+__all__ = ["Anatomy", "anatomies_folder", "anatomy_digest", "list_anatomies", "load_anatomy"]
 
 SETTING = "MULTIRECON_ANATOMIES"
 _PREFIX, _SUFFIX = "training_seg_", ".nii.gz"
@@ -143,13 +144,32 @@ def load_anatomy(name: str) -> Anatomy:
         >>> head.labels.dtype, int(head.labels.max())
         (torch.int16, 530)
     """
+    return _load(name, str(_file_of(name)))
+
+
+def anatomy_digest(name: str) -> str:
+    """Return the SHA-256 of the file of an anatomy.
+
+    Raises:
+        ValueError: if there is no such anatomy.
+    """
+    path = _file_of(name)
+    return _digest(str(path), path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: str, modified: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _file_of(name: str) -> Path:
     if name == EMBEDDED:
-        return _load(name, str(_EMBEDDED_FILE))
+        return Path(str(_EMBEDDED_FILE))
     folder = anatomies_folder()
     if folder is None or name not in list_anatomies():
         raise ValueError(f"name: expected one of {list_anatomies()} or {EMBEDDED!r}, got {name!r}")
     path = folder / f"{_PREFIX}{name}{_SUFFIX}"
-    return _load(name, str(path if path.exists() else folder / f"{name}{_SUFFIX}"))
+    return path if path.exists() else folder / f"{name}{_SUFFIX}"
 
 
 @lru_cache(maxsize=4)

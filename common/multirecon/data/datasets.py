@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 from ..units import hu_to_attenuation
 from .anatomies import list_anatomies
 from .materials import hu_to_unit
-from .phantoms import VOLUMES, Phantom, PhantomConfig, simulate
+from .phantoms import VOLUMES, PhantomConfig
 from .splits import check_samples, sample_seed, split_anatomies
+from .subject_slices import spread_slices, subject_slices
 
 __all__ = ["PET_UNIT", "STACK", "PhantomSlices", "as_config", "spread_slices", "to_unit"]
 
@@ -46,15 +47,6 @@ def as_config(config: PhantomConfig | Mapping[str, Any] | None) -> PhantomConfig
     if unknown:
         raise ValueError(f"config: expected fields of PhantomConfig, got also {sorted(unknown)}")
     return PhantomConfig(**(config or {}))
-
-
-def spread_slices(useful: range, count: int) -> list[int]:
-    """Return ``count`` slice numbers spread evenly over ``useful``, its outer tenths left out."""
-    if count < 1 or count > len(useful):
-        raise ValueError(f"slices: expected 1 to {len(useful)} slices per subject, got {count}")
-    if count > 0.8 * len(useful):
-        return [useful[round(i * (len(useful) - 1) / max(count - 1, 1))] for i in range(count)]
-    return [useful[int((0.1 + 0.8 * (i + 0.5) / count) * len(useful))] for i in range(count)]
 
 
 class PhantomSlices(Dataset[dict[str, Any]]):
@@ -135,37 +127,39 @@ class PhantomSlices(Dataset[dict[str, Any]]):
             raise IndexError(index)
         subject, number = divmod(index % len(self), self.slices_per_subject)
         if subject not in self._cache:
-            self._cache[subject] = self._items(simulate(*self.samples[subject], config=self.config, device=self.device))
+            self._cache[subject] = self._items(*self.samples[subject])
             while len(self._cache) > self._limit:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(subject)
         return dict(self._cache[subject][number])
 
-    def _items(self, phantom: Phantom) -> list[dict[str, Any]]:
-        chosen = spread_slices(phantom.useful_slices, self.slices_per_subject)
-        names = list(dict.fromkeys((*self.modalities, "attenuation_511", *phantom.masks)))
-        grid: dict[str, Any] = {"shape": self.shape, "spacing_mm": self.spacing_mm}
-        coarse = {k: v.cpu() for k, v in phantom.slices(chosen, names=names, **grid).items()}
-        regions = phantom.region_slices(chosen, **grid).cpu()
-        finer: dict[str, Tensor] = {}
-        if self.fine:
-            wanted = list(dict.fromkeys((*self.modalities, "attenuation_511")))
-            finer = {k: v.cpu() for k, v in phantom.slices(chosen, names=wanted, oversample=2, **grid).items()}
+    def _items(self, anatomy: str, seed: int) -> list[dict[str, Any]]:
+        subject = subject_slices(
+            anatomy,
+            seed,
+            self.config,
+            slices=self.slices_per_subject,
+            shape=self.shape,
+            spacing_mm=self.spacing_mm,
+            names=(*self.modalities, "attenuation_511"),
+            device=self.device,
+        )
+        coarse = {name: subject.plain(name) for name in subject.fine}
         items = []
-        for i, z in enumerate(chosen):
+        for i, z in enumerate(subject.z):
             item: dict[str, Any] = {
                 "image": self._stack(coarse, i),
                 "attenuation": coarse["attenuation_511"][i][None],
-                "regions": regions[i][None],
+                "regions": subject.regions[i][None],
                 "lesion": _union(coarse, _LESIONS, i),
                 "pet_lesion": _union(coarse, _PET_LESIONS, i),
                 "brain": coarse["brain"][i][None],
-                "id": f"{phantom.anatomy}/{phantom.seed}/{z}",
-                "affine": phantom.slice_affine(z, **grid),
+                "id": f"{anatomy}/{seed}/{z}",
+                "affine": subject.affines[i],
             }
             if self.fine:
-                item["fine"] = self._stack(finer, i)
-                item["attenuation_fine"] = finer["attenuation_511"][i][None]
+                item["fine"] = self._stack(subject.fine, i)
+                item["attenuation_fine"] = subject.fine["attenuation_511"][i][None]
             items.append(item)
         return items
 

@@ -8,8 +8,6 @@ Nothing there is needed: the folder may be deleted at any time.
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 import weakref
 import zipfile
@@ -21,9 +19,9 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 from scipy.sparse import csr_array
 
-from ..files import atomic_path
+from ..files import atomic_path, cache_folder
 
-__all__ = ["cache_folder", "shared", "stored_matrix"]
+__all__ = ["shared", "stored_matrix"]
 
 _VERSION = 1  # raise it when the weights of any geometry change
 _MIN_WEIGHTS = 1_000_000  # smaller matrices are built faster than a file is worth (about 0.1 s)
@@ -38,22 +36,6 @@ class _Sized(Protocol):
 T = TypeVar("T", bound=_Sized)
 _alive: weakref.WeakValueDictionary[Hashable, _Sized] = weakref.WeakValueDictionary()
 _recent: OrderedDict[Hashable, _Sized] = OrderedDict()
-
-
-def cache_folder() -> Path | None:
-    """Return the folder for cached matrices, or None where the user wants none (it may not exist yet)."""
-    setting = os.environ.get("MULTIRECON_CACHE", "")
-    if setting.lower() == "off":
-        return None
-    if setting:
-        return Path(setting)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA", "") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME", "") or str(Path.home() / ".cache")
-    return Path(base) / "multirecon"
 
 
 def shared(key: Hashable, make: Callable[[], T]) -> T:
