@@ -2,7 +2,7 @@
 
 python docs/figures/phantom_figures.py [--anatomies 13 mni152]
 
-The first figure needs MULTIRECON_REAL_DATA (MS patient 07 of the open MS data, CC BY); without it only the second is drawn.
+The first figure needs MULTIRECON_REAL_DATA (MS patient 07 of the open MS data, CC BY); without it, only the second one.
 """
 
 import argparse

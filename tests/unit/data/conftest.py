@@ -19,9 +19,9 @@ def coarse() -> PhantomConfig:
 
 @pytest.fixture(scope="session")
 def phantom() -> Phantom:
-    """A thin slab with every kind of lesion, at the default resolution."""
+    """A thin slab through the basal ganglia with every kind of lesion, at the default resolution."""
     config = PhantomConfig(
-        z_mm=(0.0, 15.0),
+        z_mm=(-18.0, -6.0),
         ms_probability=1.0,
         infarct_probability=1.0,
         microbleed_probability=1.0,
