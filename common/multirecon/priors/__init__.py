@@ -1,6 +1,5 @@
 """Generative priors: noise schedules, the denoiser convention, diffusion priors and their training."""
 
-from .augmentation import StackAugmentation
 from .denoiser import Denoiser, HaarDomain, NetworkDenoiser, Parametrisation, PixelDomain, predicted_noise
 from .diffusion import DiffusionPrior, NoisyBatch
 from .haar import band_names, haar_analysis, haar_synthesis
@@ -17,7 +16,6 @@ __all__ = [
     "NoisyBatch",
     "Parametrisation",
     "PixelDomain",
-    "StackAugmentation",
     "band_names",
     "haar_analysis",
     "haar_synthesis",

@@ -161,7 +161,7 @@ class NetworkDenoiser:
         schedule: converts the noise level to the network's time.
         parametrisation: what the network predicts.
         domain: where it works.
-        clamp: range of the estimate in the image domain, or None.
+        clamp: range of the estimate in the image domain, one pair (low, high) or one for every channel, or None.
         autocast: dtype of mixed precision inside the network, or None.
 
     Example:
@@ -178,14 +178,14 @@ class NetworkDenoiser:
         schedule: NoiseSchedule,
         parametrisation: Parametrisation,
         domain: Domain | None = None,
-        clamp: tuple[float, float] | None = (-1.0, 1.0),
+        clamp: Sequence[float] | Sequence[Sequence[float]] | None = (-1.0, 1.0),
         autocast: torch.dtype | None = None,
     ) -> None:
         self.network = network
         self.schedule = schedule
         self.parametrisation = parametrisation
         self.domain = domain or PixelDomain()
-        self.clamp = clamp
+        self.clamp = clamp_table(clamp)
         self.autocast = autocast
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -196,7 +196,10 @@ class NetworkDenoiser:
         with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             prediction = self.network(c_in * (w - mean), timestep)
         estimate = self.domain.inverse(mean + c_skip * (w - mean) + c_out * prediction.to(x.dtype))
-        return estimate if self.clamp is None else estimate.clamp(*self.clamp)
+        if self.clamp is None:
+            return estimate
+        low, high = self.clamp.to(estimate).reshape(2, 1, -1, *[1] * (x.ndim - 2))
+        return torch.minimum(torch.maximum(estimate, low), high)
 
     def training_pair(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the network is fed with, what it should answer, and its time.
@@ -237,6 +240,20 @@ def predicted_noise(denoiser: Denoiser, x: Tensor, sigma: Tensor | float) -> tup
     """
     estimate = denoiser(x, sigma)
     return estimate, (x - estimate) / expand(level(sigma, x), x)
+
+
+def clamp_table(clamp: Sequence[float] | Sequence[Sequence[float]] | Tensor | None) -> Tensor | None:
+    """Return the bounds as ``(2, 1)`` or ``(2, C)``.
+
+    Raises:
+        ValueError: if they are not increasing pairs.
+    """
+    if clamp is None:
+        return None
+    table = torch.as_tensor(clamp, dtype=torch.float32).reshape(-1, 2).T
+    if not (table[0] < table[1]).all():
+        raise ValueError(f"clamp: expected pairs (low, high) with low < high, got {clamp}")
+    return table
 
 
 def level(sigma: Tensor | float, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..space import ImageSpace
-from .denoiser import Domain, NetworkDenoiser, Parametrisation, PixelDomain
+from .denoiser import Domain, NetworkDenoiser, Parametrisation, PixelDomain, clamp_table
 from .scaling import IntensityScaling
 from .schedules import NoiseSchedule
 
@@ -45,7 +46,7 @@ class DiffusionPrior:
         parametrisation: what the network predicts.
         domain: pixels (default) or Haar coefficients.
         scaling: physical units to the network's range; the default is by the modalities' names.
-        clamp: range of the clean estimate in the network's units, or None.
+        clamp: range of the clean estimate in the network's units, one pair or one for every channel, or None.
 
     Example:
         >>> space = ImageSpace(["t1"], (8, 8), (1.0, 1.0))
@@ -62,14 +63,15 @@ class DiffusionPrior:
         parametrisation: Parametrisation,
         domain: Domain | None = None,
         scaling: IntensityScaling | None = None,
-        clamp: tuple[float, float] | None = (-1.0, 1.0),
+        clamp: Sequence[float] | Sequence[Sequence[float]] | None = (-1.0, 1.0),
     ) -> None:
         self.space = space
         self.schedule = schedule
         self.parametrisation = parametrisation
         self.domain = domain or PixelDomain()
         self.scaling = scaling or IntensityScaling(space)
-        self.clamp = None if clamp is None else (float(clamp[0]), float(clamp[1]))
+        self.clamp = clamp
+        clamp_table(clamp)
 
     def denoiser(self, network: nn.Module | Any, *, autocast: torch.dtype | None = None) -> NetworkDenoiser:
         """Return the denoiser of a network, in the network's range.

@@ -9,8 +9,6 @@ from torch import Tensor
 
 __all__ = ["band_names", "haar_analysis", "haar_synthesis"]
 
-_HALF = 0.7071067811865476
-
 
 def band_names(spatial_dims: int) -> tuple[str, ...]:
     """Return the bands in channel order, first axis first: ``("LL", "LH", "HL", "HH")`` in two dimensions."""
@@ -40,8 +38,8 @@ def haar_analysis(image: Tensor) -> Tensor:
     bands = [image]
     for axis in range(2, image.ndim):
         pairs = [band.unflatten(axis, (-1, 2)).unbind(axis + 1) for band in bands]
-        bands = [part for a, b in pairs for part in ((a + b) * _HALF, (a - b) * _HALF)]
-    return torch.stack(bands, dim=2).flatten(1, 2)
+        bands = [part for a, b in pairs for part in (a + b, a - b)]
+    return torch.stack(bands, dim=2).flatten(1, 2) * 2.0 ** (-(image.ndim - 2) / 2)
 
 
 def haar_synthesis(coefficients: Tensor) -> Tensor:
@@ -62,8 +60,5 @@ def haar_synthesis(coefficients: Tensor) -> Tensor:
     bands = list(coefficients.unflatten(1, (-1, 2**dims)).unbind(2))
     for axis in reversed(range(2, coefficients.ndim)):
         pairs = [(bands[i], bands[i + 1]) for i in range(0, len(bands), 2)]
-        bands = [
-            torch.stack([(low + high) * _HALF, (low - high) * _HALF], axis + 1).flatten(axis, axis + 1)
-            for low, high in pairs
-        ]
-    return bands[0]
+        bands = [torch.stack([low + high, low - high], axis + 1).flatten(axis, axis + 1) for low, high in pairs]
+    return bands[0] * 2.0 ** (-dims / 2)

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+from ..files import atomic_path
 
 __all__ = ["GradientClip", "LearningRate", "MovingAverage", "TrainingCurve", "TrainingState", "export_weights"]
 
@@ -139,14 +140,16 @@ class TrainingState:
         if not self.write:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, {
+        state = {
             "step": engine.state.iteration,
             "seconds": self.elapsed(),
             "decay_start": self.decay_start,
             "network": self.network.state_dict(),
             "average": self.average.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-        })  # fmt: skip
+        }
+        with atomic_path(self.path) as draft:
+            torch.save(state, draft)
         self._saved = time.monotonic()
 
 
@@ -252,7 +255,7 @@ class TrainingCurve:
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._row)
 
     def _collect(self, engine: Engine) -> None:
-        loss = float(engine.state.output["loss"])
+        loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
             raise ValueError(f"loss: expected a finite number at step {engine.state.iteration}, got {loss}")
         self._losses.append(loss)
@@ -281,18 +284,6 @@ class TrainingCurve:
             writer.writerow(row)
 
 
-def write_whole(path: Path, value: Any) -> None:
-    """Save tensors through a temporary file beside the target, so that the file appears whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        torch.save(value, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def export_weights(folder: str | os.PathLike[str], target: str | os.PathLike[str], *, half: bool = True) -> str:
     """Write the averaged weights of the newest state as a flat state dict, in float16 unless told otherwise.
 
@@ -314,7 +305,9 @@ def export_weights(folder: str | os.PathLike[str], target: str | os.PathLike[str
     prefix = "module."
     weights = {k[len(prefix) :]: v for k, v in state["average"].items() if k.startswith(prefix)}
     weights = {k: (v.half() if half and v.is_floating_point() else v).contiguous() for k, v in weights.items()}
-    write_whole(Path(target), weights)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as draft:
+        torch.save(weights, draft)
     size = Path(target).stat().st_size / 1e6
     hours = state["seconds"] / 3600
     return f"{target}: {size:.2f} MB, averaged weights of step {state['step']} ({hours:.2f} h) from {states[0].name}"

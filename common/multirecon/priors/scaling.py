@@ -16,12 +16,13 @@ __all__ = ["DEFAULT_KNOTS", "IntensityScaling"]
 Knots = Sequence[Sequence[float]]
 
 #: Physical value -> network value. MR is relative to a brain percentile, so that 1 is bright; CT in HU has the brain
-#: window [-100, 200] linear, with air below and bone above compressed; PET relative to grey matter has hot foci
-#: compressed.
+#: window [-100, 200] in two thirds of the range, with air below and bone above compressed; PET is relative to grey
+#: matter, and hot foci lie above 1.
 DEFAULT_KNOTS: dict[str, tuple[tuple[float, float], ...]] = {
     "mr": ((0.0, -1.0), (1.0, 1.0)),
-    "ct": ((-1000.0, -1.0), (-100.0, -0.85), (200.0, 0.55), (2200.0, 1.0)),
-    "pet": ((0.0, -1.0), (1.6, 0.8), (3.6, 1.0)),
+    "ct": ((-1000.0, -1.0), (-100.0, -0.8), (200.0, 0.5), (2000.0, 1.0)),
+    "pet_fdg": ((0.0, -1.0), (1.5, 1.0)),
+    "pet_amyloid": ((0.0, -1.0), (2.5, 1.0)),
 }
 
 
@@ -34,8 +35,8 @@ class IntensityScaling:
     Args:
         space: image space of the stack. A CT whose unit is ``"1/cm"`` is mapped through its CT number; any other
             is in HU.
-        knots: pairs (physical value, network value) by modality, at least two each. The default is by the beginning of
-            the name (``ct``, ``pet``, everything else MR), see ``DEFAULT_KNOTS``.
+        knots: pairs (physical value, network value) by modality, at least two each. The default is by name,
+            see ``DEFAULT_KNOTS``, ``"mr"`` for every name that is not there.
 
     Raises:
         ValueError: if knots do not increase, or name a modality outside the space.
@@ -55,13 +56,12 @@ class IntensityScaling:
         self.space = space
         rows: list[list[list[float]]] = []
         for modality in space.modalities:
-            family = modality.name.split("_")[0]
-            chosen = (knots or {}).get(modality.name, DEFAULT_KNOTS.get(family, DEFAULT_KNOTS["mr"]))
+            chosen = (knots or {}).get(modality.name, DEFAULT_KNOTS.get(modality.name, DEFAULT_KNOTS["mr"]))
             pairs = [[float(a), float(b)] for a, b in chosen]
             ordered = all(p[0] < q[0] and p[1] < q[1] for p, q in pairwise(pairs))
             if len(pairs) < 2 or not ordered:
                 raise ValueError(f"knots of {modality.name!r}: expected two or more increasing pairs, got {pairs}")
-            if family == "ct" and modality.unit == "1/cm":
+            if modality.name == "ct" and modality.unit == "1/cm":
                 pairs = [[float(hu_to_attenuation(torch.tensor(a, dtype=torch.float64))), b] for a, b in pairs]
             rows += [pairs] * modality.channels
         self.knots = rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from .diffusion import DiffusionPrior
 
 __all__ = ["BandLoss", "DenoisingInferer", "DenoisingPSNR", "NetworkInferer", "PrepareDenoising", "PrepareNoisy",
-           "StepBatchSampler", "coefficient_statistics"]  # fmt: skip
+           "StepBatchSampler", "coefficient_statistics", "denoising_metrics"]  # fmt: skip
 
 
 class StepBatchSampler(Sampler[list[int]]):
@@ -79,21 +79,31 @@ def keyed_generator(*key: Any, device: torch.device | str = "cpu") -> torch.Gene
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _stack(batchdata: Mapping[str, Any], device: Any, non_blocking: bool) -> Tensor:
-    image = batchdata["image"]
+def _tensor(image: Any, device: Any, non_blocking: bool) -> Tensor:
     plain = image.as_tensor() if hasattr(image, "as_tensor") else image
     return plain.to(device=device, dtype=torch.float32, non_blocking=non_blocking)
+
+
+def _checked(units: str) -> str:
+    if units not in ("physical", "unit"):
+        raise ValueError(f"units: expected 'physical' or 'unit', got {units!r}")
+    return units
+
+
+def _to_range(image: Tensor, prior: DiffusionPrior, units: str) -> Tensor:
+    return 2 * image - 1 if units == "unit" else prior.scaling(image)
 
 
 class PrepareNoisy(PrepareBatch):
     """Turns a batch of clean stacks into the network's input, target and time.
 
-    The batch holds ``"image"``: ``(B, C, *shape)`` in physical units. Noise, times and augmentation are a function of
-    (seed, step, rank).
+    The batch holds ``"image"``: ``(B, C, *shape)``. Noise, times and augmentation are a function of (seed, step, rank).
 
     Args:
         prior: the prior that is trained.
-        augmentation: ``augmentation(stack, generator)`` in the network's range, or None.
+        units: of the batch, ``"physical"`` (as ``prior.scaling`` takes them) or ``"unit"`` (about [0, 1]).
+        augmentation: ``augmentation(image, brain, generator=...)`` in the units of the batch, with the brain masks
+            ``(B, 1, *shape)`` it brings, or None.
         seed: seed of the random numbers.
         rank: number of this process.
     """
@@ -102,11 +112,13 @@ class PrepareNoisy(PrepareBatch):
         self,
         prior: DiffusionPrior,
         *,
-        augmentation: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        units: str = "physical",
+        augmentation: Callable[..., Tensor] | None = None,
         seed: int = 0,
         rank: int = 0,
     ) -> None:
         self.prior = prior
+        self.units = _checked(units)
         self.augmentation = augmentation
         self.seed, self.rank = seed, rank
         self.step = 0
@@ -126,9 +138,12 @@ class PrepareNoisy(PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple[Tensor], dict[str, Any]]:
         """Return ``(input, target, (timestep,), {})``."""
-        x0 = self.prior.scaling(_stack(batchdata, device, non_blocking))
+        image = _tensor(batchdata["image"], device, non_blocking)
         if self.augmentation is not None:
-            x0 = self.augmentation(x0, keyed_generator("augment", self.seed, self.step, self.rank))
+            brain = _tensor(batchdata["brain"], device, non_blocking)
+            generator = keyed_generator("augment", self.seed, self.step, self.rank)
+            image = self.augmentation(image, brain, generator=generator)
+        x0 = _to_range(image, self.prior, self.units)
         noisy = self.prior.noisy_batch(x0, keyed_generator("noise", self.seed, self.step, self.rank, device=x0.device))
         return noisy.image, noisy.target, (noisy.timestep,), {}
 
@@ -186,14 +201,21 @@ class PrepareDenoising(PrepareBatch):
     Args:
         prior: the prior.
         sigmas: noise levels in the network's range.
+        units: of the batch, as in :class:`PrepareNoisy`.
         seed: seed of the noise.
     """
 
     def __init__(
-        self, prior: DiffusionPrior, *, sigmas: Sequence[float] = (0.1, 0.3, 0.6, 1.5, 5.0), seed: int = 0
+        self,
+        prior: DiffusionPrior,
+        *,
+        sigmas: Sequence[float] = (0.1, 0.3, 0.6, 1.5, 5.0),
+        units: str = "physical",
+        seed: int = 0,
     ) -> None:
         self.prior = prior
         self.sigmas = tuple(sigmas)
+        self.units = _checked(units)
         self.seed = seed
 
     def __call__(
@@ -204,7 +226,7 @@ class PrepareDenoising(PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple[Tensor], dict[str, Any]]:
         """Return ``(noisy, clean, (sigma,), {})`` with ``len(sigmas) * B`` samples, level by level."""
-        x0 = self.prior.scaling(_stack(batchdata, device, non_blocking))
+        x0 = _to_range(_tensor(batchdata["image"], device, non_blocking), self.prior, self.units)
         noise = torch.randn(x0.shape, generator=keyed_generator("denoise", self.seed)).to(x0)
         noisy = torch.cat([x0 + sigma * noise for sigma in self.sigmas])
         levels = torch.tensor(self.sigmas, device=x0.device).repeat_interleave(len(x0))
@@ -249,8 +271,7 @@ class DenoisingPSNR(Metric):
         """Add a batch ``(pred, label)``, each ``(num_levels * B, C, *shape)``."""
         pred, label = (t.unflatten(0, (self.num_levels, -1)) for t in output)
         chosen = slice(None) if self.index is None else slice(self.index, self.index + 1)
-        # targets are compared where the prior can be: inside its range
-        mse = (pred[chosen] - label[chosen].clamp(-1, 1)).square().flatten(3).mean(-1)
+        mse = (pred[chosen] - label[chosen]).square().flatten(3).mean(-1)
         psnr = 10 * torch.log10(4 / mse.clamp(min=1e-10))
         self._sum += float(psnr.sum())
         self._count += psnr.numel()
@@ -266,18 +287,25 @@ class DenoisingPSNR(Metric):
         return self._sum / self._count
 
 
+def denoising_metrics(sigmas: Sequence[float]) -> dict[str, DenoisingPSNR]:
+    """Return one metric ``psnr_SIGMA`` for every noise level of :class:`PrepareDenoising`."""
+    return {f"psnr_{sigma:g}": DenoisingPSNR(len(sigmas), index=i) for i, sigma in enumerate(sigmas)}
+
+
 def coefficient_statistics(
-    prior: DiffusionPrior, images: Iterator[Tensor] | Sequence[Tensor]
+    prior: DiffusionPrior, images: Iterable[Tensor], *, units: str = "physical"
 ) -> dict[str, list[float]]:
     """Return mean and standard deviation of every coefficient channel, for ``Parametrisation("preconditioned")``.
 
     Args:
         prior: supplies scaling and domain.
-        images: stacks ``(C, *shape)`` in physical units.
+        images: stacks ``(C, *shape)``.
+        units: of the stacks, as in :class:`PrepareNoisy`.
     """
     total, square, count = torch.zeros(()), torch.zeros(()), 0
     for image in images:
-        w = prior.domain.forward(prior.scaling(torch.as_tensor(image, dtype=torch.float64)[None]))[0].flatten(1)
+        x0 = _to_range(torch.as_tensor(image, dtype=torch.float64)[None], prior, _checked(units))
+        w = prior.domain.forward(x0)[0].flatten(1)
         total, square, count = total + w.sum(1), square + w.square().sum(1), count + w.shape[1]
     if not count:
         raise ValueError("images: expected at least one, got none")
