@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("multirecon.harness.commands:simulate", "write a task's measurements as files that any bundle reads"),
     "tasks": ("multirecon.harness.commands:tasks", "list the tasks"),
     "bundles": ("multirecon.harness.commands:bundles", "list the bundles and their variants"),
+    "new": ("multirecon.bundle.scaffold:new", "start a bundle as a copy of another"),
     "info": ("multirecon.harness.commands:info", "say what is in a measurement file"),
     "version": ("multirecon.harness.commands:version", "print versions"),
 }

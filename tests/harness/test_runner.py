@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from harness.fake_task import FakeTask
 
-from multirecon.harness.bundles import Bundle, find_bundles, select_bundles
+from multirecon.bundle.folder import Bundle
+from multirecon.harness.methods import Method, find_methods, select_methods
 from multirecon.harness.records import OK, RecordFile
 from multirecon.harness.runner import evaluate, parse_shard
 from multirecon.measurement import Measurement
@@ -14,7 +15,7 @@ from multirecon.measurement import Measurement
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, make_bundle):
     make_bundle("honest")
-    output, bundles, task = tmp_path / "out", find_bundles(tmp_path / "bundles"), FakeTask(count=3, repeats=2)
+    output, bundles, task = tmp_path / "out", find_methods(tmp_path / "bundles"), FakeTask(count=3, repeats=2)
     first = evaluate([task], bundles, output, progress=False)
     assert (first.counts, first.skipped) == ({OK: 6}, 0)
     path = output / "records.jsonl"
@@ -41,13 +42,13 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, make_bundle):
 
 def test_another_content_of_a_bundle_is_another_result(make_bundle):
     root = make_bundle("honest")
-    before = Bundle(root)
+    before = Method(Bundle(root))
     kept = before.content, before.weights
     (root / "honest.py").write_text((root / "honest.py").read_text() + "\n# changed\n")
-    assert Bundle(root).content != kept[0]
-    assert Bundle(root).weights == kept[1]
+    assert Method(Bundle(root)).content != kept[0]
+    assert Method(Bundle(root)).weights == kept[1]
     (root / "models" / "model.pt").write_bytes(b"other")
-    assert Bundle(root).weights != kept[1]
+    assert Method(Bundle(root)).weights != kept[1]
 
 
 def test_bundles_and_variants_are_found_by_name(tmp_path, make_bundle):
@@ -55,16 +56,18 @@ def test_bundles_and_variants_are_found_by_name(tmp_path, make_bundle):
     make_bundle("two")
     (root / "configs" / "inference_fast.json").write_text("{}")
     folder = tmp_path / "bundles"
-    assert [b.method for b in find_bundles(folder)] == ["one", "one:fast", "two"]
-    (fast,) = select_bundles(["one:fast"], folder)
+    assert [m.name for m in find_methods(folder)] == ["one", "one:fast", "two"]
+    (fast,) = select_methods(["one:fast"], folder)
     assert [p.name for p in fast.config_files] == ["inference.json", "inference_fast.json"]
-    assert select_bundles([str(root)], tmp_path / "nowhere") == [Bundle(root)]
-    with pytest.raises(ValueError, match=r"\['one', 'one:fast', 'two'\], got 'three'"):
-        select_bundles(["three"], folder)
+    assert select_methods([str(root)], tmp_path / "nowhere") == [Method(Bundle(root))]
+    with pytest.raises(ValueError, match=r"\['one', 'two'\] or a folder, got 'three'"):
+        select_methods(["three"], folder)
+    with pytest.raises(ValueError, match=r"variant of 'one': expected one of \['fast'\], got 'slow'"):
+        select_methods(["one:slow"], folder)
     with pytest.raises(ValueError, match="expected a folder"):
-        find_bundles(tmp_path / "nowhere")
+        find_methods(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="got none"):
-        find_bundles(root)
+        find_methods(root)
 
 
 class InThisProcess:
@@ -88,7 +91,7 @@ class InThisProcess:
 def test_shards_cover_everything_once(tmp_path, make_bundle, monkeypatch):
     monkeypatch.setattr("multirecon.harness.runner.Worker", InThisProcess)
     make_bundle("honest")
-    bundles, task = find_bundles(tmp_path / "bundles"), FakeTask(count=3)
+    bundles, task = find_methods(tmp_path / "bundles"), FakeTask(count=3)
     for i in (2, 1):
         evaluate([task], bundles, tmp_path / f"out{i}", shard=(i, 2), progress=False)
     samples = [[r.sample for r in RecordFile(tmp_path / f"out{i}" / "records.jsonl").records()] for i in (1, 2)]

@@ -40,7 +40,7 @@ def evaluate(
         progress: show the progress bar (--noprogress: do not).
     """
     from ..tasks import load, names
-    from .bundles import select_bundles
+    from .methods import select_methods
     from .records import read_records
     from .runner import evaluate as run
     from .runner import parse_shard
@@ -49,7 +49,7 @@ def evaluate(
         if value is not None and not value > 0:
             raise ValueError(f"{name}: expected > 0, got {value}")
     part = parse_shard(shard)
-    chosen = select_bundles(bundles, folder or None)
+    chosen = select_methods(bundles, folder or None)
     questions = [load(name) for name in tasks or names()]
     summary = run(
         questions,
@@ -151,10 +151,10 @@ def bundles(folder: str = "") -> None:
     Args:
         folder: folder of the bundles; by default the setting MULTIRECON_BUNDLES, else ./bundles.
     """
-    from .bundles import find_bundles
+    from .methods import find_methods
 
-    for bundle in find_bundles(folder or None):
-        print(f"{bundle.method:32} {bundle.version:8} {bundle.root}")
+    for method in find_methods(folder or None):
+        print(f"{method.name:32} {method.bundle.version:8} {method.root}")
 
 
 def info(file: str) -> None:

@@ -16,6 +16,7 @@ __all__ = ["Guard"]
 
 # audit event -> positions of the arguments that name a file
 EVENTS = {"open": (0,), "os.link": (0,), "os.rename": (0,)}
+HARMLESS = (".py", ".pyc", ".csv", ".json", ".txt", ".md")
 PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 
 
@@ -25,11 +26,11 @@ class Guard:
     Args:
         forbidden: files and folders that may not be opened.
         allowed: folders that may be, even inside a forbidden one.
-        suffixes: endings that are always harmless (Python sources inside a data folder).
+        suffixes: endings that are always harmless (Python sources and small tables inside a data folder).
     """
 
     def __init__(
-        self, forbidden: Sequence[str], *, allowed: Sequence[str] = (), suffixes: Sequence[str] = (".py", ".pyc")
+        self, forbidden: Sequence[str], *, allowed: Sequence[str] = (), suffixes: Sequence[str] = HARMLESS
     ) -> None:
         self.forbidden = tuple(os.path.realpath(p) for p in forbidden)
         self.allowed = tuple(os.path.realpath(p) for p in allowed)

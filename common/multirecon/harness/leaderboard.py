@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..metrics import HIGHER_IS_BETTER
+from ..metrics import HIGHER_IS_BETTER, METRICS
 from .records import FAILED, NOT_APPLICABLE, OK, Record, consistent, latest
 from .statistics import Interval, anatomy_interval
 
@@ -132,9 +132,15 @@ def _board(task: str, records: Sequence[Record], baseline: str, order: Sequence[
 
 def _columns(records: Sequence[Record], targets: Sequence[str]) -> tuple[Column, ...]:
     """Return modality by modality (targets first) the whole-image metrics, then the regional ones."""
-    found = dict.fromkeys((m, n) for r in records for m, row in r.metrics.items() for n in row)
-    modalities = list(dict.fromkeys([*targets, *(m for m, _ in found)]))
-    return tuple(sorted(found, key=lambda c: (modalities.index(c[0]), "@" in c[1], list(found).index(c))))
+    found = {(m, n) for r in records for m, row in r.metrics.items() for n in row}
+    modalities = [*targets, *sorted({m for m, _ in found} - set(targets))]
+    order = [*METRICS, "residual"]
+
+    def place(column: Column) -> tuple[int, str, int, str]:
+        metric, _, region = column[1].partition("@")
+        return modalities.index(column[0]), region, order.index(metric) if metric in order else len(order), metric
+
+    return tuple(sorted(found, key=place))
 
 
 def _rank(row: Row, columns: Sequence[Column]) -> tuple[bool, float, str]:

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import atomic_path
 from .records import Record, RecordFile, consistent, latest, read_records
-from .workspace import IMAGES, RECORDS, TASKS, atomic
+from .workspace import IMAGES, RECORDS, TASKS
 
 __all__ = ["merge_folders"]
 
@@ -45,5 +46,5 @@ def _copy_missing(source: Path, target: Path) -> None:
     for path in sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith(".part-")):
         place = target / path.relative_to(source)
         if not place.exists():
-            with path.open("rb") as stream, atomic(place) as copy:
-                shutil.copyfileobj(stream, copy)
+            with atomic_path(place) as draft:
+                shutil.copyfile(path, draft)

@@ -18,6 +18,7 @@ import multirecon
 __all__ = ["START_SECONDS", "Worker"]
 
 START_SECONDS = 180.0
+KEPT = ("MULTIRECON_CACHE",)  # projection matrices; the simulated subjects beside them are guarded
 
 
 class Worker:
@@ -140,7 +141,7 @@ def _failed(reason: str) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     """Return the worker's environment: this one's, without the settings that lead to data, with this very package."""
-    values = {k: v for k, v in os.environ.items() if not k.startswith("MULTIRECON_")}
+    values = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith("MULTIRECON_")}
     package = str(Path(multirecon.__file__).resolve().parents[1])
     given = [str(Path(p).absolute()) for p in values.get("PYTHONPATH", "").split(os.pathsep) if p]
     values["PYTHONPATH"] = os.pathsep.join([package, *given])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +16,11 @@ from torch import Tensor
 
 from ..measurement import Measurement
 from ..space import ImageSpace
+from .workspace import write_json
 
-__all__ = ["Answerable", "Question", "Questions", "TaskLike"]
+__all__ = ["Answerable", "Question", "Questions", "TaskLike", "regions"]
+
+SHARES = ("brain", "lesion", "pet_lesion")
 
 
 class TaskLike(Protocol):
@@ -100,10 +106,15 @@ class Answerable:
 class Questions:
     """The questions of one task, and their measurements on demand.
 
+    Building a sample may take long (a whole head is simulated for its slices): samples that were built to learn their
+    names are kept until they are measured, and the names are kept in ``catalogue``, so that a run that goes on builds
+    only what it needs.
+
     Args:
         task: the task.
         set_name: evaluation set.
         folder: where measurement files are kept.
+        catalogue: file of the samples' names; only for tasks with a ``config``, by which a stale file is told.
         repeats: noise realisations a sample; the default is the task's.
         limit: first samples of the set only.
 
@@ -112,39 +123,97 @@ class Questions:
     """
 
     def __init__(
-        self, task: TaskLike, *, set_name: str, folder: Path, repeats: int | None = None, limit: int | None = None
+        self,
+        task: TaskLike,
+        *,
+        set_name: str,
+        folder: Path,
+        catalogue: Path | None = None,
+        repeats: int | None = None,
+        limit: int | None = None,
     ) -> None:
         self.task = task
         self.folder = folder
+        self.repeats = repeats or task.repeats
         self._samples = task.samples(set_name)
-        count = len(self._samples) if limit is None else min(limit, len(self._samples))
-        items = [self._samples[i] for i in range(count)]
-        names = [str(item["id"]) for item in items]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(
-                f"task {task.name!r}, set {set_name!r}: expected samples of different ids, got {names[:8]}"
-            )
-        self.all = [
-            Question(task.name, index, name, str(item.get("anatomy", name)), repeat)
-            for index, (name, item) in enumerate(zip(names, items, strict=True))
-            for repeat in range(repeats or task.repeats)
-        ]
+        self._built: dict[int, Mapping[str, Any]] = {}
         self._ready: dict[Question, Answerable] = {}
+        count = len(self._samples) if limit is None else min(limit, len(self._samples))
+        names = self._names(count, set_name, catalogue)
+        if not names or len({name for name, _ in names}) != len(names):
+            shown = [name for name, _ in names[:8]]
+            raise ValueError(f"task {task.name!r}, set {set_name!r}: expected samples of different ids, got {shown}")
+        self.all = [
+            Question(task.name, index, name, anatomy, repeat)
+            for index, (name, anatomy) in enumerate(names)
+            for repeat in range(self.repeats)
+        ]
+
+    def _names(self, count: int, set_name: str, catalogue: Path | None) -> list[tuple[str, str]]:
+        """Return ``(id, anatomy)`` of the first samples, from the catalogue where it fits."""
+        origin = _origin(self.task, set_name)
+        if catalogue is not None and origin:
+            try:
+                held = json.loads(catalogue.read_text(encoding="utf-8"))
+                if held["origin"] == origin and len(held["samples"]) >= count:
+                    return [(str(name), str(anatomy)) for name, anatomy in held["samples"][:count]]
+            except (OSError, ValueError, KeyError, TypeError):
+                pass  # none yet, or damaged: it is written again
+        for index in range(count):
+            self._built[index] = self._samples[index]
+        names = [(str(item["id"]), _anatomy(item)) for item in self._built.values()]
+        if catalogue is not None and origin:
+            write_json(catalogue, {"origin": origin, "samples": names})
+        return names
 
     def prepare(self, question: Question) -> Answerable:
-        """Return the question with its data, simulated the first time."""
+        """Return the question with its data, simulated the first time.
+
+        Raises:
+            ValueError: if the sample is not the one that the question names.
+        """
         if question not in self._ready:
-            item = self._samples[question.index]
+            item = self._built.get(question.index) or self._samples[question.index]
+            if str(item["id"]) != question.sample:
+                raise ValueError(f"sample {question.index}: expected {question.sample!r}, got {item['id']!r}: "
+                                 "the data of the task have changed (use another output folder)")  # fmt: skip
             measurement, truth = self.task.measure(item, question.repeat)
+            if question.repeat == self.repeats - 1:
+                self._built.pop(question.index, None)
             # what the file says about its origin would be enough to draw the same noise again
             measurement = replace(measurement, metadata={"simulated": True})
             number = f"{len(self._ready) + 1:05d}"
             file = measurement.save(self.folder / number / f"{number}.h5")
             self._ready[question] = Answerable(
-                file, measurement.fingerprint(), measurement, torch.as_tensor(truth).cpu().float(), _regions(item)
+                file, measurement.fingerprint(), measurement, torch.as_tensor(truth).cpu().float(), regions(item)
             )
         return self._ready[question]
 
 
-def _regions(item: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {str(n): torch.as_tensor(np.asarray(m)).bool() for n, m in dict(item.get("regions") or {}).items()}
+def regions(item: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the masks ``(*shape)`` in which metrics are also taken: the item's ``regions``, brain and lesions.
+
+    Shares of a voxel become masks at one half.
+    """
+    given = item.get("regions")
+    masks = (
+        {str(n): torch.as_tensor(np.asarray(m)) > 0.5 for n, m in given.items()} if isinstance(given, Mapping) else {}
+    )
+    for name in SHARES:
+        if name in item:
+            masks[name] = torch.as_tensor(np.asarray(item[name]))[0] > 0.5
+    return masks
+
+
+def _anatomy(item: Mapping[str, Any]) -> str:
+    """Return the anatomy of an item, by default what its id ``anatomy/seed/slice`` begins with."""
+    return str(item.get("anatomy") or str(item["id"]).partition("/")[0])
+
+
+def _origin(task: TaskLike, set_name: str) -> str:
+    """Return a hash of what the names of a set depend on; empty for a task without a ``config``."""
+    config = getattr(task, "config", None)
+    if config is None:
+        return ""
+    text = json.dumps([config, set_name, os.environ.get("MULTIRECON_ANATOMIES", "")], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

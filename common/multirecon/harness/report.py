@@ -126,10 +126,13 @@ def write_report(
 def _board_context(
     board: Board, records: Sequence[Record], info: TaskInfo | None, sources: Sequence[Path]
 ) -> dict[str, Any]:
+    whole = [c for c in board.columns if "@" not in c[1]]
+    inside = [c for c in board.columns if "@" in c[1]]
     rows = [
         {
             "method": row.method,
-            "values": [cell(row, c) for c in board.columns],
+            "values": [cell(row, c) for c in whole],
+            "inside": [cell(row, c) for c in inside],
             "difference": difference(row, board.columns[0]) if board.columns else "",
             "verdict": verdict(row, board.columns[0]) if board.columns else "",
             "costs": costs(row),
@@ -137,15 +140,17 @@ def _board_context(
         for row in board.rows
     ]
     time = time_figure(board)
-    units = {name: r.unit for name, r in info.ranges.items()} if info else {}
+    units = {name: _unit(r).strip() for name, r in info.ranges.items()} if info else {}
     return {
         "board": board,
         "info": info,
-        "heads": [column_head(c, units) for c in board.columns],
+        "heads": [column_head(c, units) for c in whole],
+        "inside": [column_head(c, units) for c in inside],
         "rows": rows,
-        "markdown": markdown_table(board, units=units),
+        "markdown": markdown_table(board, columns=whole, units=units),
         "panels": _panels(board, records, info, sources) if info else [],
         "time": _data_uri(time) if time else "",
+        "ranges": [f"{name}: data range {r.data_range:g}{_unit(r)}" for name, r in info.ranges.items()] if info else [],
         "devices": sorted({row.device for row in board.rows if row.device}),
     }
 
@@ -169,8 +174,8 @@ def _panels(board: Board, records: Sequence[Record], info: TaskInfo, sources: Se
                           zoom_of(sources, rows[0]))  # fmt: skip
             low, high = reporting.window
             text = (
-                f"{sample}, {target}: images from {low:g} to {high:g} {reporting.unit}, "
-                f"errors from {-reporting.error:g} (blue) to {reporting.error:g} {reporting.unit} (red)"
+                f"{sample}, {target}: images from {low:g} to {high:g}{_unit(reporting)}, errors from "
+                f"{-reporting.error:g} (blue) to {reporting.error:g}{_unit(reporting)} (red)"
             )
             panels.append({"image": _data_uri(panel_figure(panel)), "caption": text})
         if len(panels) >= PANELS * len(info.targets):
@@ -188,6 +193,10 @@ def _slice(stack: np.ndarray, space: ImageSpace, target: str, reporting: Reporti
     image = stack[space.channels(target).start]
     image = image if image.ndim == 2 else image[..., image.shape[-1] // 2]
     return np.asarray(reporting.gain * image + reporting.offset)
+
+
+def _unit(reporting: ReportingRange) -> str:
+    return "" if reporting.unit == "1" else f" {reporting.unit}"
 
 
 def _caption(record: Record, target: str) -> str:

@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 import multirecon
 
+from ..bundle.package import package_hash
+from ..files import cache_folder
 from ..metrics import data_residual, evaluate_image, reporting_range
-from .bundles import Bundle
+from .methods import Method
 from .process import Worker
 from .questions import Answerable, Question, Questions, TaskLike
 from .records import FAILED, OK, Record, RecordFile
-from .workspace import IMAGES, RECORDS, TASKS, image_file, save_image, save_zoom, work_folder, write_json
+from .workspace import IMAGES, RECORDS, SAMPLES, TASKS, image_file, save_image, save_zoom, work_folder, write_json
 
 __all__ = ["Summary", "evaluate", "parse_shard"]
 
@@ -62,7 +64,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def evaluate(
     tasks: Sequence[TaskLike],
-    bundles: Sequence[Bundle],
+    methods: Sequence[Method],
     output: str | os.PathLike[str],
     *,
     set_name: str = "small",
@@ -74,11 +76,11 @@ def evaluate(
     limit: int | None = None,
     progress: bool = True,
 ) -> Summary:
-    """Ask every bundle every question that has no answer yet, and append the answers to ``output/records.jsonl``.
+    """Ask every method every question that has no answer yet, and append the answers to ``output/records.jsonl``.
 
     Args:
         tasks: the tasks.
-        bundles: the bundles and variants.
+        methods: the bundles and variants.
         output: folder of the results; a run that was ended at any moment goes on where it stopped.
         set_name: evaluation set of the tasks.
         seed: seed of the methods' random numbers.
@@ -96,17 +98,24 @@ def evaluate(
         ValueError: on an empty set, or if a measurement differs from the one already recorded under its name.
     """
     folder = Path(output).absolute()
-    if not tasks or not bundles:
-        raise ValueError(f"evaluate: expected at least one task and one bundle, got {len(tasks)} and {len(bundles)}")
+    if not tasks or not methods:
+        raise ValueError(f"evaluate: expected at least one task and one method, got {len(tasks)} and {len(methods)}")
     file = RecordFile(folder / RECORDS)
     summary = Summary(file.path)
     with work_folder(folder) as work:
         asked = []
         for number, task in enumerate(tasks):
-            questions = Questions(task, set_name=set_name, folder=work / f"data-{number}", repeats=repeats, limit=limit)
+            questions = Questions(
+                task,
+                set_name=set_name,
+                folder=work / f"data-{number}",
+                catalogue=folder / SAMPLES / f"{_safe(task.name)}-{_safe(set_name)}.json",
+                repeats=repeats,
+                limit=limit,
+            )
             asked.append(questions)
             write_json(folder / TASKS / f"{_safe(task.name)}.json", describe_task(task))
-        plan = [(b, qs, q) for b in bundles for qs in asked for q in qs.all][shard[0] - 1 :: shard[1]]
+        plan = [(m, qs, q) for m in methods for qs in asked for q in qs.all][shard[0] - 1 :: shard[1]]
         seen = file.records()
         settled = {r.key for r in seen if r.status != FAILED}
         recorded = {r.question: r.fingerprint for r in reversed(seen)}
@@ -114,11 +123,11 @@ def evaluate(
         summary.skipped = len(plan) - len(todo)
         run = _Run(folder, work, file, summary, recorded, seed=seed, device=device, timeout=timeout)
         with tqdm(total=len(plan), initial=summary.skipped, unit="result", disable=not progress) as bar:
-            for bundle in bundles:
-                jobs = [(qs, q) for b, qs, q in todo if b is bundle]
+            for method in methods:
+                jobs = [(qs, q) for m, qs, q in todo if m is method]
                 if jobs:
-                    bar.set_description(bundle.method)
-                    run.bundle(bundle, jobs, bar)
+                    bar.set_description(method.name)
+                    run.method(method, jobs, bar)
     return summary
 
 
@@ -141,14 +150,14 @@ class _Run:
         self.seed, self.device, self.timeout = seed, device, timeout
         self.versions = package_versions()
 
-    def bundle(self, bundle: Bundle, jobs: Sequence[tuple[Questions, Question]], bar: Any) -> None:
-        """Put one bundle's jobs to one worker."""
-        place = self.work / f"worker-{_safe(bundle.method)}"
-        with Worker(place, forbidden=self._forbidden(), allowed=[str(bundle.root)]) as worker:
+    def method(self, method: Method, jobs: Sequence[tuple[Questions, Question]], bar: Any) -> None:
+        """Put one method's jobs to one worker."""
+        place = self.work / f"worker-{_safe(method.name)}"
+        with Worker(place, forbidden=self._forbidden(), allowed=[str(method.root)]) as worker:
             for questions, question in jobs:
                 ready = questions.prepare(question)
                 self._same_data(question, ready)
-                record, stack = self._ask(worker, bundle, questions.task, question, ready)
+                record, stack = self._ask(worker, method, questions.task, question, ready)
                 if question.index < KEPT_SAMPLES and question.repeat == 0 and stack is not None:
                     save_image(image_file(self.output, record), stack)
                     save_image(image_file(self.output, record, truth=True), ready.truth[0].numpy())
@@ -167,19 +176,21 @@ class _Run:
             )
 
     def _forbidden(self) -> list[str]:
-        embedded = Path(multirecon.__file__).parent / "data" / "embedded"
-        own = [str(embedded), str(self.output / IMAGES), f"/proc/{os.getpid()}"]
-        return own + [folder for name in DATA_SETTINGS if (folder := os.environ.get(name))]
+        """Return where truths, or what they are made from, lie: package, settings, cache, panels, this process."""
+        cache = cache_folder()
+        places = [Path(multirecon.__file__).parent / "data", self.output / IMAGES, f"/proc/{os.getpid()}"]
+        places += [cache / "subjects"] if cache else []
+        return [*map(str, places), *(folder for name in DATA_SETTINGS if (folder := os.environ.get(name)))]
 
     def _ask(
-        self, worker: Worker, bundle: Bundle, task: TaskLike, question: Question, ready: Answerable
+        self, worker: Worker, method: Method, task: TaskLike, question: Question, ready: Answerable
     ) -> tuple[Record, np.ndarray | None]:
         """Run one question; return its record, and the stack where there is a good one."""
         result = worker.folder / "result.npy"
         result.unlink(missing_ok=True)
         job = {
-            "config_files": [str(p) for p in bundle.config_files],
-            "bundle_root": str(bundle.root),
+            "config_files": [str(p) for p in method.config_files],
+            "bundle_root": str(method.root),
             "measurement": str(ready.file),
             "output_dir": str(worker.folder / "output"),
             "result": str(result),
@@ -197,21 +208,21 @@ class _Run:
                 answer, stack = {"status": FAILED, "reason": str(error)}, None
         record = Record(
             task=question.task,
-            bundle=bundle.name,
-            variant=bundle.variant,
+            bundle=method.bundle.name,
+            variant=method.variant,
             sample=question.sample,
             anatomy=question.anatomy,
             repeat=question.repeat,
             seed=self.seed,
             fingerprint=ready.fingerprint,
-            weights=bundle.weights,
-            content=bundle.content,
+            weights=method.weights,
+            content=method.content,
             status=answer["status"],
             reason=answer.get("reason", ""),
             seconds=answer.get("seconds"),
             peak_mb=answer.get("peak_mb"),
             device=answer.get("device", ""),
-            versions={"bundle": bundle.version, **self.versions},
+            versions={"bundle": method.bundle.version, **self.versions},
             metrics=metrics,
         )
         return record, stack
@@ -261,7 +272,11 @@ def describe_task(task: TaskLike) -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Return the versions that a record keeps."""
-    versions = {"multirecon": multirecon.__version__, "python": platform.python_version()}
+    versions = {
+        "multirecon": multirecon.__version__,
+        "package": package_hash()[:12],
+        "python": platform.python_version(),
+    }
     for name in ("torch", "monai"):
         try:
             versions[name] = version(name)
@@ -270,8 +285,9 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def _key(bundle: Bundle, question: Question, seed: int) -> tuple[Any, ...]:
-    return question.task, question.sample, question.repeat, bundle.name, bundle.variant, bundle.content, seed
+def _key(method: Method, question: Question, seed: int) -> tuple[Any, ...]:
+    names = question.task, question.sample, question.repeat
+    return *names, method.bundle.name, method.variant, method.content, seed
 
 
 def _safe(name: str) -> str:

@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from ..bundle.guard import root_cause
 from .guard import Guard
 
 __all__ = ["main"]
@@ -98,6 +99,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     from monai.bundle import ConfigWorkflow
 
     from ..measurement import Measurement
+    from .workspace import save_image
 
     if job["bundle_root"] not in sys.path:
         sys.path.insert(1, job["bundle_root"])
@@ -132,14 +134,13 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(timed.result, torch.Tensor):
         return {"status": "failed", "reason": f"result: expected a tensor, got {type(timed.result).__name__}"}
     result = torch.as_tensor(timed.result).detach()
-    _write_array(result.cpu().numpy(), Path(job["result"]))
+    save_image(Path(job["result"]), result.cpu().numpy())
     return {"status": "ok", "seconds": timed.seconds, "peak_mb": peak, "device": _device_name(result.device)}
 
 
 def describe(error: BaseException) -> str:
     """Return one line for an error: the root cause, below what MONAI's parser and the engines wrapped around it."""
-    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
-        error = cause
+    error = root_cause(error)
     first = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {first}"[:500]
 
@@ -160,15 +161,6 @@ def _jobs() -> queue.Queue[Any]:
 def _send(channel: Any, answer: dict[str, Any]) -> None:
     channel.write(json.dumps(answer) + "\n")
     channel.flush()
-
-
-def _write_array(array: Any, path: Path) -> None:
-    import numpy as np
-
-    temporary = path.with_name(f".part-{path.name}")
-    with temporary.open("wb") as stream:
-        np.save(stream, array.astype(np.float32, copy=False), allow_pickle=False)
-    os.replace(temporary, path)
 
 
 def _synchronise() -> None:

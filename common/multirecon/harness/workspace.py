@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +22,15 @@ try:
 except ImportError:  # not a POSIX system: leftovers of killed runs stay
     fcntl = None  # type: ignore[assignment]
 
+from ..files import atomic_path
 from .records import Record
 
 __all__ = [
     "IMAGES",
     "RECORDS",
+    "SAMPLES",
     "TASKS",
     "WORK",
-    "atomic",
     "image_file",
     "load_image",
     "save_image",
@@ -40,7 +41,7 @@ __all__ = [
     "zoom_of",
 ]
 
-RECORDS, IMAGES, TASKS, WORK = "records.jsonl", "images", "tasks", ".work"
+RECORDS, IMAGES, TASKS, SAMPLES, WORK = "records.jsonl", "images", "tasks", "samples", ".work"
 
 
 @contextmanager
@@ -77,32 +78,10 @@ def _remove_abandoned(folder: Path) -> None:
         os.close(lock)
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under its name whole, at the end of the block, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """Return the process's umask: temporary files are private, results are not."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with atomic(path) as stream:
-        stream.write(text.encode())
+    with atomic_path(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -124,7 +103,7 @@ def _plain(name: str) -> str:
 
 def save_image(path: Path, stack: np.ndarray) -> None:
     """Write a stack as a NumPy file, whole or not at all."""
-    with atomic(path) as stream:
+    with atomic_path(path) as draft, draft.open("wb") as stream:
         np.save(stream, stack.astype(np.float32, copy=False), allow_pickle=False)
 
 
@@ -139,7 +118,7 @@ def load_image(path: Path) -> np.ndarray | None:
 
 def save_zoom(output: Path, record: Record, regions: Mapping[str, Tensor], *, margin: int = 4) -> None:
     """Keep the box around the lesions of a 2D sample, where it has any, beside its truth."""
-    masks = [m for name, m in regions.items() if name.startswith("lesion") and m.ndim == 2 and bool(m.any())]
+    masks = [m for name, m in regions.items() if "lesion" in name and m.ndim == 2 and bool(m.any())]
     if not masks:
         return
     inside = torch.stack(masks).any(0).nonzero()
