@@ -86,7 +86,7 @@ class HaarDomain:
         Args:
             ndim: number of axes of the tensors, spatial ones plus two.
         """
-        gain = torch.ones(2 ** (self.levels * (ndim - 2)))
+        gain = torch.ones(2 ** (self.levels * (ndim - 2)), dtype=torch.float64)
         if self.scale_low:
             gain[0] = 2.0 ** (-self.levels * (ndim - 2) / 2)
         return gain
