@@ -184,7 +184,7 @@ def bench_volumes(s: Settings) -> list[Row]:
     n = np.stack([-np.sin(P.angles), np.cos(P.angles), np.zeros(96)], -1)[:, None]
     along = P.lines.positions[None, :, None]
     reach = np.sqrt(300.0**2 - along**2) * n
-    pixels_first = x[0, 0].reshape(-1, 1, 16).contiguous()
+    pixels_first = x[0, 0].reshape(-1, 16, 1).contiguous()
     for difference in (1, 4, 8):
         chosen = [k for k, (a, b) in enumerate(P.planes) if abs(a - b) == difference]
         ends = []

@@ -2,8 +2,8 @@ r"""Cone-beam projection of volumes, without a matrix.
 
 The frame is that of :mod:`multirecon.operators.radon` with the rotation axis along the last image axis, its origin at
 the centre of the volume. At view angle :math:`\beta` the source is at :math:`-R\,n_\beta` and the centre of the flat
-detector at :math:`D\,n_\beta`; bins are counted along :math:`e_\beta`, rows along the rotation axis. The central row of a
-detector with an odd number of rows is the flat fan beam of :mod:`multirecon.operators.fan`.
+detector at :math:`D\,n_\beta`; bins are counted along :math:`e_\beta`, rows along the rotation axis. The central row of
+a detector with an odd number of rows is the flat fan beam of :mod:`multirecon.operators.fan`.
 
 Joseph's method in 3D: a ray is followed along the axis in which it advances fastest, with bilinear interpolation on
 every plane. The planes are sampled one after another for all rays that share the axis, so memory stays at a few numbers

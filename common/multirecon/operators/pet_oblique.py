@@ -12,10 +12,11 @@ of the transaxial plane fold the matrix as in 2D, so only ``difference >= 0`` an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import hypot, prod
+from math import hypot
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
@@ -78,17 +79,15 @@ class ObliqueGeometry:
         return slab_matrix(points, directions, shape=shape, spacing_mm=spacing_mm, slices=self.slab, height=height,
                            secant=secant)  # fmt: skip
 
-    def orientation(self, fold: Fold) -> Index:
-        """Return ``(L,)``, +1 where the symmetry that makes a line keeps its direction, -1 where it turns it round."""
-        row, g = np.divmod(fold.source, fold.order)
-        turned = np.zeros(len(row), bool)
-        for index, Q in enumerate(fold.symmetries):
+    def turned(self, fold: Fold) -> NDArray[np.bool_]:
+        """Return ``(G, n)``, whether ``Q_g`` turns the direction of a representative line round."""
+        result = []
+        for Q in fold.symmetries:
             found = self.lines.view_permutation(Q)
             assert found is not None
-            flip = np.repeat(found[1], self.lines.bins) ^ (round(float(np.linalg.det(Q))) < 0)
-            made = g == index
-            turned[made] = flip[fold.rays[row[made]]]
-        return np.where(turned, -1, 1)
+            reflection = round(float(np.linalg.det(Q))) < 0
+            result.append(np.repeat(found[1], self.lines.bins)[fold.rays] ^ reflection)
+        return np.stack(result)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +98,15 @@ class SlabMatrix:
         pair: slab matrix of the representative lines and its transpose.
         pixels: ``(G, P)`` pixel reached from every pixel under ``Q_g``.
         inverse: ``(G, P)`` pixel that reaches it.
-        lines: per ``g`` the lines made by ``Q_g``.
-        rows: per ``g`` their rows.
-        turned: per ``g`` 1 where the direction is turned round, else 0.
+        source: ``(L,)`` place ``g * n + row`` of every line.
+        turned: ``(G, n, 1, 1)`` whether ``Q_g`` turns the direction of a line round.
     """
 
     pair: FullMatrix
     pixels: Tensor
     inverse: Tensor
-    lines: tuple[Tensor, ...]
-    rows: tuple[Tensor, ...]
-    turned: tuple[Tensor, ...]
+    source: Tensor
+    turned: Tensor
 
     @classmethod
     def build(cls, geometry: ObliqueGeometry) -> SlabMatrix:
@@ -117,17 +114,14 @@ class SlabMatrix:
         fold = find_fold(geometry.lines)
         matrix = stored_matrix(f"{geometry.key()}-{fold.order}", lambda: geometry.matrix(fold.rays))
         row, g = np.divmod(fold.source, fold.order)
-        turned = (geometry.orientation(fold) < 0).astype(np.int64)
-        lines = [np.flatnonzero(g == k) for k in range(fold.order)]
         to = torch.from_numpy
-        return cls(
-            FullMatrix.from_scipy(matrix),
-            to(fold.pixels),
-            to(fold.inverse),
-            tuple(to(part) for part in lines),
-            tuple(to(row[part]) for part in lines),
-            tuple(to(turned[part]) for part in lines),
-        )
+        source, turned = g * matrix.shape[0] + row, geometry.turned(fold)[:, :, None, None]
+        return cls(FullMatrix.from_scipy(matrix), to(fold.pixels), to(fold.inverse), to(source), to(turned))
+
+    @property
+    def trivial(self) -> bool:
+        """Whether there is no symmetry but the identity."""
+        return len(self.pixels) == 1
 
     @property
     def nbytes(self) -> int:
@@ -136,9 +130,8 @@ class SlabMatrix:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> SlabMatrix:
         """Return the matrix on a device in a real dtype."""
-        move = lambda parts: tuple(p.to(device) for p in parts)  # noqa: E731
-        maps = (self.pixels.to(device), self.inverse.to(device))
-        return SlabMatrix(self.pair.to(device, dtype), *maps, move(self.lines), move(self.rows), move(self.turned))
+        maps = (t.to(device) for t in (self.pixels, self.inverse, self.source, self.turned))
+        return SlabMatrix(self.pair.to(device, dtype), *maps)
 
 
 class ObliquePlanes:
@@ -172,42 +165,55 @@ class ObliquePlanes:
         """Return the planes of both signs.
 
         Args:
-            x: ``(P, K, D)`` images, pixels first and slices last.
+            x: ``(P, D, K)`` images: pixels, slices, images.
 
         Returns:
-            ``(2, L, K, J)`` integrals: difference ``+`` and ``-``, lines, images, planes from the lowest.
+            ``(L, J, K, 2)`` integrals: lines, planes from the lowest, images, difference ``+`` and ``-``.
         """
         g, m = self.geometry, self.matrix(x.device, x.dtype)
-        k, n = x.shape[1], m.pair.matrix.shape[0]
-        out = x.new_empty(2, prod(g.lines.size), k, g.planes)
-        both = torch.stack([x, x.flip(-1)], dim=1)  # (P, 2, K, D)
-        for pixel, line, row, turned in zip(m.pixels, m.lines, m.rows, m.turned, strict=True):
-            windows = both[pixel].unfold(-1, g.slab, g.slices_per_ring)  # (P, 2, K, J, S)
-            columns = windows.permute(0, 4, 1, 2, 3).reshape(-1, 2 * k * g.planes)
-            y = sparse_product(m.pair.matrix, columns).view(n, 2, k, g.planes)
-            y = torch.stack([y[:, 0], y[:, 1].flip(-1)], dim=1)
-            out[0, line] = y[row, turned]
-            out[1, line] = y[row, 1 - turned]
-        return out
+        k, n = x.shape[2], m.pair.matrix.shape[0]
+        both = torch.stack([x, x.flip(1)], dim=-1)  # (P, D, K, 2)
+        # row (p, s) of the columns holds slice s of every slab: one run of memory for each pixel and slice
+        window = (*both.shape[:1], g.slab, g.planes, 2 * k)
+        stride = (both.stride(0), 2 * k, g.slices_per_ring * 2 * k, 1)
+        folded = x.new_empty(len(m.pixels), n, g.planes, k, 2)
+        for pixel, turned, y in zip(m.pixels, m.turned, folded, strict=True):
+            copies = both if m.trivial else both.index_select(0, pixel)
+            columns = copies.as_strided(window, stride).reshape(-1, 2 * k * g.planes)
+            _unmirror(sparse_product(m.pair.matrix, columns).view_as(y), turned, out=y)
+        return folded.flatten(0, 1).index_select(0, m.source)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Return the images ``(P, K, D)`` of planes ``(2, L, K, J)``: the transpose of :meth:`forward`."""
+        """Return the images ``(P, D, K)`` of planes ``(L, J, K, 2)``: the transpose of :meth:`forward`."""
         g, m = self.geometry, self.matrix(y.device, y.dtype)
         k, n = y.shape[2], m.pair.matrix.shape[0]
-        depth = g.slices_per_ring * (g.rings - 1) + 1
+        folded = y.new_zeros(len(m.pixels), n, g.planes, k, 2)  # lines with a symmetry of their own leave zeros
+        folded.flatten(0, 1).index_copy_(0, m.source, y)
+        total = y.new_zeros(m.pixels.shape[1], g.slab * g.planes * k * 2)
+        spare = torch.empty_like(folded[0])
+        for inverse, turned, z in zip(m.inverse, m.turned, folded, strict=True):
+            _mirror(z, turned, out=spare)
+            columns = sparse_product(m.pair.transpose, spare.view(n, -1)).view_as(total)
+            total += columns if m.trivial else columns.index_select(0, inverse)
+        slabs = total.view(-1, g.slab, g.planes, k, 2)
+        both = y.new_zeros(len(slabs), g.slices_per_ring * (g.rings - 1) + 1, k, 2)
         span = g.slices_per_ring * (g.planes - 1) + 1
-        result = y.new_zeros(m.pixels.shape[1], k, depth)
-        for inverse, line, row, turned in zip(m.inverse, m.lines, m.rows, m.turned, strict=True):
-            folded = y.new_zeros(n, 2, k, g.planes)
-            folded[row, turned] = y[0, line]
-            folded[row, 1 - turned] = y[1, line]
-            folded = torch.stack([folded[:, 0], folded[:, 1].flip(-1)], dim=1)
-            columns = sparse_product(m.pair.transpose, folded.view(n, -1)).view(-1, g.slab, 2, k, g.planes)
-            both = y.new_zeros(len(inverse), 2, k, depth)
-            for s in range(g.slab):
-                both[..., s : s + span : g.slices_per_ring] += columns[:, s]
-            result += (both[:, 0] + both[:, 1].flip(-1))[inverse]
-        return result
+        for s in range(g.slab):
+            both[:, s : s + span : g.slices_per_ring] += slabs[:, s]
+        return both[..., 0] + both[..., 1].flip(1)
+
+
+def _unmirror(y: Tensor, turned: Tensor, *, out: Tensor) -> None:
+    """Sort the products with a slab and its mirror image ``(n, J, K, 2)`` by the sign of the difference."""
+    mirrored = y[..., 1].flip(1)
+    torch.where(turned, mirrored, y[..., 0], out=out[..., 0])
+    torch.where(turned, y[..., 0], mirrored, out=out[..., 1])
+
+
+def _mirror(z: Tensor, turned: Tensor, *, out: Tensor) -> None:
+    """Undo :func:`_unmirror`."""
+    torch.where(turned, z[..., 1], z[..., 0], out=out[..., 0])
+    out[..., 1] = torch.where(turned, z[..., 0], z[..., 1]).flip(1)
 
 
 def check_rings(

@@ -133,26 +133,26 @@ class PETProjector3D(WeightedProjector):
         volume = x.reshape(batch, -1, x.shape[-1])  # (B, P, D)
         slices = volume[..., ::q].transpose(1, 2).reshape(batch * self.rings, 1, *self.lines.shape)
         parts = [self.direct.product(slices, transposed=False).reshape(batch, self.rings, -1)]
-        pixels_first = volume.transpose(0, 1).contiguous()  # (P, B, D)
+        pixels_first = volume.permute(1, 2, 0)
         for planes in self.oblique:
-            y = planes.forward(pixels_first)  # (2, L, B, J)
-            parts.extend(y[sign].permute(1, 2, 0) for sign in (0, 1))
+            y = planes.forward(pixels_first)  # (L, J, B, 2)
+            parts.append(y.permute(2, 3, 1, 0).reshape(batch, -1, len(y)))
         return torch.cat(parts, dim=1).reshape(batch, *self.range_shape)
 
     def _back(self, y: Tensor) -> Tensor:
         batch, q = y.shape[0], self.slices_per_ring
         data = y.reshape(batch, self.range_shape[1], -1)
         rows = data[:, : self.rings].reshape(batch * self.rings, 1, *self.lines.size)
-        direct = self.direct.product(rows, transposed=True).reshape(batch, self.rings, -1).permute(2, 0, 1)
-        volume = y.new_zeros(direct.shape[0], batch, self.domain_shape[-1])
-        volume[..., ::q] = direct
+        direct = self.direct.product(rows, transposed=True).reshape(batch, self.rings, -1).permute(2, 1, 0)
+        volume = y.new_zeros(direct.shape[0], self.domain_shape[-1], batch)
+        volume[:, ::q] = direct
         at = self.rings
         for planes in self.oblique:
             j = planes.geometry.planes
-            both = data[:, at : at + 2 * j].reshape(batch, 2, j, -1).permute(1, 3, 0, 2).contiguous()
+            both = data[:, at : at + 2 * j].reshape(batch, 2, j, -1).permute(3, 2, 0, 1).contiguous()
             volume += planes.adjoint(both)
             at += 2 * j
-        return volume.transpose(0, 1).reshape(batch, *self.domain_shape)
+        return volume.permute(2, 0, 1).reshape(batch, *self.domain_shape)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments (plain values and tensors)."""
