@@ -61,8 +61,8 @@ class PhantomConfig:
     rotation_deg: float = 10.0
     scale: Range = (0.9, 1.1)
     shear: float = 0.02
-    elastic_mm: Range = (1.0, 3.0)
-    elastic_sigma_mm: Range = (7.0, 16.0)
+    elastic_mm: Range = (0.8, 2.2)
+    elastic_sigma_mm: Range = (9.0, 20.0)
     mirror: bool = True
     parameter_spread: float = 0.05
     sequence_jitter: float = 0.06

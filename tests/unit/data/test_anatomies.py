@@ -147,7 +147,7 @@ def test_midplane_separates_the_hemispheres():
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("name", ["05", "10", "15"])
+@pytest.mark.parametrize("name", ["05", "10"])
 def test_public_label_maps_load_and_are_repaired(name):
     if name not in list_anatomies():
         pytest.skip("MULTIRECON_ANATOMIES is not set")

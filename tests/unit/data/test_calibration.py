@@ -53,7 +53,7 @@ def test_embedded_anatomy_looks_like_real_images():
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("anatomy", ["02", "13"])
+@pytest.mark.parametrize("anatomy", ["13"])
 def test_label_maps_look_like_real_images(anatomy):
     if anatomy not in list_anatomies():
         pytest.skip("MULTIRECON_ANATOMIES is not set")

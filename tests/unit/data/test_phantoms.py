@@ -83,10 +83,13 @@ def test_amyloid_patterns_differ_between_negative_and_positive_subjects():
     def cortex_to_white(probability):
         config = PhantomConfig(z_mm=(10.0, 16.0), amyloid_positive_probability=probability, parameter_spread=0.0)
         p = simulate("mni152", 2, config=config)
-        return median(p, "pet_amyloid", "cortical_gm") / median(p, "pet_amyloid", "white_matter")
+        frontal = region(p, "cortical_gm")
+        frontal[:, :160] = False
+        cortex = p.volumes["pet_amyloid"][frontal].median()
+        return float(cortex) / median(p, "pet_amyloid", "white_matter")
 
     assert cortex_to_white(0.0) < 0.8
-    assert cortex_to_white(1.0) > cortex_to_white(0.0) + 0.15
+    assert cortex_to_white(1.0) > cortex_to_white(0.0) + 0.25
 
 
 def test_lesions_show_where_their_physics_says(phantom):
