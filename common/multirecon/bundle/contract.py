@@ -105,7 +105,8 @@ def _config_faults(path: Path) -> list[str]:
         return [f"configs/{path.name}: expected JSON, got {error}"]
     faults = []
     run = config.get("run")
-    if run is not None and (not isinstance(run, list) or not run or run[0] != {"_target_": GUARD}):
+    first = run[0] if isinstance(run, list) and run else None
+    if run is not None and not (isinstance(first, dict) and first.get("_target_") == GUARD):
         faults.append(f"configs/{path.name}: expected {{'_target_': '{GUARD}'}} first in 'run'")
     for where, text in _texts(config):
         if text.startswith("%") and text.endswith((".json", ".yaml", ".yml")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -63,7 +64,7 @@ def unknown_keys(workflow: ConfigWorkflow, *, allow: Sequence[str] = ()) -> list
         allow: further keys that are meant to be there.
     """
     config = workflow.parser.get()
-    known = {ReferenceResolver.normalize_id(i) for i in _references(config)} | _known_ids() | set(allow)
+    known = {*_references(config), *_references(_loaded_files(workflow)), *_known_ids(), *allow}
     known |= {workflow.init_id, workflow.run_id, workflow.final_id}
     return list(_unknown(config, "", known))
 
@@ -99,7 +100,23 @@ def _references(value: Any) -> Iterable[str]:
         for item in value:
             yield from _references(item)
     elif isinstance(value, str):
-        yield from ReferenceResolver.match_refs_pattern(value)
+        yield from map(ReferenceResolver.normalize_id, ReferenceResolver.match_refs_pattern(value))
+
+
+def _loaded_files(workflow: ConfigWorkflow) -> list[Any]:
+    """Return the config files that were merged: those in the bundle's folder whose every key is in the config.
+
+    An override may take the only reference to a key away (``train#trainer#max_epochs`` that of ``max_epochs``), which
+    makes no mistake of a key that the file itself uses.
+    """
+    loaded = []
+    for path in sorted(Path(workflow.config_root_path).glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            keys = [ReferenceResolver.split_id(key.removeprefix("+"))[0] for key in content]
+            if isinstance(content, dict) and all(key in workflow.parser for key in keys):
+                loaded.append(content)
+    return loaded
 
 
 @cache

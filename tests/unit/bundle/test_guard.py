@@ -68,3 +68,15 @@ def test_an_expression_counts_as_a_reference(tiny):
     workflow.parser["steps"] = 3
     workflow.parser["twice"] = "$2 * @steps"
     assert [line.split("'")[1] for line in unknown_keys(workflow)] == ["twice"]
+
+
+def test_a_key_that_an_override_orphans_is_no_mistake(copy_of_tiny):
+    bundle = copy_of_tiny()
+    path = bundle.configs / "train.json"
+    config = json.loads(path.read_text())
+    config["max_epochs"] = 2
+    config["train"]["trainer"]["max_epochs"] = "@max_epochs"
+    path.write_text(json.dumps(config))
+    assert unknown_keys(load(bundle, workflow="train", **{"train#trainer#max_epochs": 1})) == []
+    with pytest.raises(ValueError, match="unknown key 'max_epochs'"):
+        load(bundle, max_epochs=3)  # the inference has no use for it

@@ -1,0 +1,163 @@
+"""What every bundle computes: repeatable, sample by sample, on the measurement's grid, from the data alone."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from contract.promises import is_stochastic, loss_without_weights, quick, reconstruct, unmeasured_as_image
+from contract.reachability import leaks
+
+from multirecon import tasks
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = tasks.names()
+
+
+def test_result_lies_on_the_grid_of_the_measurement(workflow, scan, tilted):
+    measurement, _ = scan
+    with torch.no_grad():
+        network = workflow.parser.get_parsed_content("network")
+        result = workflow.inferer(tilted, network)
+    assert tuple(result.shape) == (measurement.batch_size, *measurement.space.stack_shape)
+    assert result.dtype == torch.float32
+    assert torch.isfinite(result.as_tensor()).all()
+    assert torch.equal(result.affine, tilted.space.affine[0])
+    # where an image lies in the room changes nothing of it
+    torch.testing.assert_close(result.as_tensor(), reconstruct(workflow, measurement), rtol=1e-4, atol=1e-5)
+
+
+def test_same_seed_same_image(workflow, scan):
+    first, second = (reconstruct(workflow, scan[0], seed=3) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_measurement_is_not_changed(workflow, scan):
+    measurement, _ = scan
+    before = measurement.fingerprint()
+    reconstruct(workflow, measurement)
+    assert measurement.fingerprint() == before
+
+
+def test_batch_is_the_loop_over_its_samples(workflow, scan):
+    """For a method that draws random numbers the draws differ; its closed-form tests look at the distribution."""
+    measurement, _ = scan
+    assert measurement.batch_size == 2
+    batch = reconstruct(workflow, measurement)
+    singles = [reconstruct(workflow, measurement.samples(i, i + 1)) for i in range(2)]
+    if is_stochastic(workflow, measurement):
+        assert batch.shape == torch.cat(singles).shape
+    else:
+        scale = float(batch.abs().max())
+        torch.testing.assert_close(batch / scale, torch.cat(singles) / scale, rtol=0, atol=1e-4)
+
+
+class Spy:
+    """Stands in for the inferer of an evaluator and looks at everything that the real one could get at."""
+
+    def __init__(self, inferer, truth, own):
+        self.inferer, self.truth, self.own = inferer, truth, own
+        self.found, self.calls = [], 0
+
+    def __call__(self, inputs, network, *args, **kwargs):
+        self.calls += 1
+        self.found += leaks(self.truth, inputs, network, args, kwargs, self.inferer, own=("multirecon", *self.own))
+        return self.inferer(inputs, network, *args, **kwargs)
+
+
+def test_truth_cannot_be_reached_from_what_a_reconstructor_receives(bundle, scan, tmp_path):
+    measurement, truth = scan
+    workflow = quick(bundle, output_dir=str(tmp_path), **{"evaluator#epoch_length": 1})
+    evaluator = workflow.evaluator
+    spy = Spy(evaluator.inferer, unmeasured_as_image(measurement, truth), (bundle.name,))
+    evaluator.inferer = spy
+    workflow.run()
+    assert spy.calls == 1
+    assert spy.found == []
+    assert list(tmp_path.glob("*.nii.gz"))
+
+
+LOOKS_AROUND = {
+    "_getframe", "_current_frames", "currentframe", "f_back", "f_locals", "f_globals", "get_objects", "get_referrers",
+    "settrace", "setprofile", "stack", "getouterframes",
+}  # fmt: skip
+
+
+def test_no_method_looks_at_its_caller(bundle):
+    """MONAI's evaluator holds the truth while it calls the inferer; nobody may climb up to it."""
+    own = sorted(bundle.root.rglob("*.py"))
+    library = [
+        p for part in ("reconstruction", "priors", "solvers") for p in (ROOT / "common/multirecon" / part).rglob("*.py")
+    ]
+    found = []
+    for path in own + library:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            module = ast.unparse(node.value) if isinstance(node, ast.Attribute) else ""
+            if name in LOOKS_AROUND and (name != "stack" or module == "inspect"):
+                found.append(f"{path.name}:{node.lineno} {name}")
+    assert found == []
+
+
+def test_there_are_tasks():
+    assert TASKS
+
+
+@pytest.fixture(scope="session")
+def question():
+    """The first measurement of a task's small set."""
+    cache = {}
+
+    def ask(name):
+        if name not in cache:
+            task = tasks.load(name)
+            measurement, _ = task.measure(task.samples("small")[0])
+            cache[name] = task, measurement
+        return cache[name]
+
+    return ask
+
+
+@pytest.mark.parametrize("task_name", TASKS)
+def test_what_the_capability_says_is_what_happens(workflow, question, task_name):
+    """A method runs on every task that its computed capability covers, and says why on every other."""
+    task, measurement = question(task_name)
+    reasons = workflow.inferer.capability.refusals(measurement)
+    if reasons:
+        with pytest.raises(ValueError, match="cannot take this measurement") as caught:
+            reconstruct(workflow, measurement)
+        assert all(reason in str(caught.value) for reason in reasons)
+        return
+    result = reconstruct(workflow, measurement)
+    assert tuple(result.shape) == (1, *task.space.stack_shape)
+    assert torch.isfinite(result).all()
+    if not workflow.inferer.capability.refusals(measurement, task.targets):
+        for target in task.targets:
+            assert float(result[:, task.space.channels(target)].std()) > 0, f"nothing was reconstructed of {target}"
+
+
+def test_every_bundle_has_a_task(workflow, question):
+    """Otherwise it would be in no table."""
+    covered = [
+        name for name in TASKS if not workflow.inferer.capability.refusals(question(name)[1], question(name)[0].targets)
+    ]
+    assert covered
+
+
+def test_inferer_takes_what_label_and_deploy_call_it_with(workflow, scan):
+    """MONAI Label calls it by position, Deploy by the names `inputs` and `network`."""
+    measurement, _ = scan
+    network = workflow.parser.get_parsed_content("network")
+    names = list(inspect.signature(workflow.inferer.__call__).parameters)
+    assert names[:2] == ["inputs", "network"]
+    with torch.no_grad():
+        by_position = workflow.inferer(measurement, network)
+        by_name = workflow.inferer(inputs=measurement, network=network)
+    assert torch.equal(by_position.as_tensor(), by_name.as_tensor())
+
+
+@pytest.mark.slow
+def test_trained_weights_matter(trained):
+    """A method that ignores its network is a fake: drawn anew, it must lose 2 dB."""
+    assert loss_without_weights(trained) >= 2.0
