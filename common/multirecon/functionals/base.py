@@ -123,6 +123,13 @@ class AnalysisFunctional(Functional):
         """Return an upper bound of the spectral norm of ``K`` on images like ``x``."""
         raise NotImplementedError
 
+    def channel_norms(self, x: Tensor) -> Tensor:
+        """Return upper bounds ``(C,)`` of the norm of ``K`` on each channel, valid together as a diagonal bound.
+
+        The default, the bound of the whole for every channel, holds for any ``K``.
+        """
+        return x.real.new_full(x.shape[1:2], self.analysis_norm(x))
+
     def magnitude(self, p: Tensor) -> Tensor:
         """Return ``sum_j |p_j|`` per sample, of shape ``(B,)``."""
         raise NotImplementedError
@@ -139,6 +146,14 @@ class AnalysisFunctional(Functional):
             safe = torch.where(radius > 0, radius, torch.ones_like(radius))
             p = p / (1 + per_sample(sigma, p) * self.smoothing / safe)
         return self.project(p, radius)
+
+    def conjugate(self, p: Tensor, *, step: float | Tensor = 1.0) -> Tensor:
+        """Return ``F*(p)`` per sample of the ``F`` of :meth:`prox_conjugate`, for a ``p`` that is feasible."""
+        if not self.smoothing:
+            return torch.zeros_like(_inner(p, p))
+        radius = self._scaled(step, p).reshape(-1)
+        safe = torch.where(radius > 0, radius, torch.ones_like(radius))
+        return self.smoothing / (2 * safe) * _inner(p, p)
 
     def value(self, x: Tensor) -> Tensor:
         """Return the penalty per sample; infinite where a non-negative functional meets a negative value."""
@@ -202,13 +217,8 @@ class AnalysisFunctional(Functional):
         """F(K u) + F*(p) - <p, K u>, relative to the primal objective."""
         u = self._primal(x, p)
         g = self.analyse(u)
-        radius = self._scaled(step, x).reshape(-1)
-        norms = radius * self._norms(g)
-        conjugate = torch.zeros_like(norms)
-        if self.smoothing:
-            safe = torch.where(radius > 0, radius, torch.ones_like(radius))
-            conjugate = self.smoothing / (2 * safe) * _inner(p, p)
-        gap = (norms + conjugate - _inner(p, g)).clamp_min(0)
+        norms = self._scaled(step, x).reshape(-1) * self._norms(g)
+        gap = (norms + self.conjugate(p, step=step) - _inner(p, g)).clamp_min(0)
         # The floor is what rounding leaves of an exact solution with a small objective.
         floor = torch.finfo(x.real.dtype).eps * _inner(x, x)
         objective = (_inner(u - x, u - x) / 2 + norms).clamp_min(floor)

@@ -59,6 +59,11 @@ class GradientFunctional(AnalysisFunctional):
         """Return the bound ``2 max(eta) sqrt(sum 1 / h^2)``."""
         return gradient_norm(self._steps(x.ndim - 2)) * max(self.channel_weights or (1.0,))
 
+    def channel_norms(self, x: Tensor) -> Tensor:
+        """Return ``2 eta_c sqrt(sum 1 / h^2)``: the transform mixes no channels."""
+        eta = x.real.new_ones(x.shape[1]) if self.channel_weights is None else x.real.new_tensor(self.channel_weights)
+        return gradient_norm(self._steps(x.ndim - 2)) * eta
+
     def _steps(self, dims: int) -> tuple[float, ...]:
         return (1.0,) * dims if self.spacing is None else self.spacing
 

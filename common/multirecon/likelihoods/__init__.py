@@ -1,5 +1,6 @@
 """Likelihoods of the linear predictor: noise sampling and data fidelity in one object."""
 
+from .approximation import gaussian_approximation
 from .base import BlockLikelihood, Likelihood
 from .gaussian import Gaussian
 from .poisson import Poisson
@@ -13,5 +14,6 @@ __all__ = [
     "Poisson",
     "PolyenergeticPoisson",
     "TransmissionPoisson",
+    "gaussian_approximation",
     "log_transform",
 ]

@@ -1,5 +1,36 @@
 """Solvers of inverse problems: plain functions on operators, likelihoods and functionals."""
 
-from .cg import Callback, CGResult, conjugate_gradient, least_squares
+from .admm import ADMMResult, admm
+from .cg import CGResult, conjugate_gradient, least_squares
+from .decomposition import decompose_counts, decompose_images
+from .em import bsrem, map_em, mlem, one_step_late, osem, subset_order
+from .fista import fista
+from .pdhg import PDHGResult, pdhg
+from .proximal import data_proximal
+from .sirt import sirt
+from .surrogate import separable_surrogate
+from .terms import Callback, DataTerm
 
-__all__ = ["CGResult", "Callback", "conjugate_gradient", "least_squares"]
+__all__ = [
+    "ADMMResult",
+    "CGResult",
+    "Callback",
+    "DataTerm",
+    "PDHGResult",
+    "admm",
+    "bsrem",
+    "conjugate_gradient",
+    "data_proximal",
+    "decompose_counts",
+    "decompose_images",
+    "fista",
+    "least_squares",
+    "map_em",
+    "mlem",
+    "one_step_late",
+    "osem",
+    "pdhg",
+    "separable_surrogate",
+    "sirt",
+    "subset_order",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +12,9 @@ from multirecon.blocks import Blocks
 from multirecon.operators.base import LinearOperator
 from multirecon.operators.block import BlockDiagonal
 
-__all__ = ["CGResult", "Callback", "conjugate_gradient", "least_squares"]
+from .terms import Callback
 
-Callback = Callable[[int, Tensor, dict[str, Any]], None]
-"""What every solver calls after an iteration: ``callback(iteration, x, info)``, iterations counted from one."""
+__all__ = ["CGResult", "conjugate_gradient", "least_squares"]
 
 
 class CGResult(NamedTuple):

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from unit.solvers.dense import Dense
 
 from multirecon.blocks import Blocks
-from multirecon.operators import BlockDiagonal, Diagonal, Identity, LinearOperator
+from multirecon.operators import BlockDiagonal, Diagonal, Identity
 from multirecon.solvers import conjugate_gradient, least_squares
 from multirecon.space import ImageSpace
-
-
-class Dense(LinearOperator):
-    """A dense matrix on flattened images, real or complex, used as the oracle's operator."""
-
-    def __init__(self, matrix: torch.Tensor, domain_shape: tuple[int, ...], real_image: bool = False) -> None:
-        domain = matrix.real.dtype if real_image else matrix.dtype
-        super().__init__(domain_shape, (matrix.shape[0],), domain_dtype=domain, range_dtype=matrix.dtype)
-        self.register_buffer("matrix", matrix)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1).to(self.matrix.dtype) @ self.matrix.T
-
-    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
-        image = (y @ self.matrix.conj()).reshape(-1, *self.domain_shape)
-        return image if self.domain_dtype.is_complex else image.real if image.is_complex() else image
 
 
 def _spd(n: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -107,7 +92,7 @@ def test_gradients_agree_with_the_implicit_ones() -> None:
 def test_least_squares_weighted_with_anchor_and_a_real_image_of_complex_data() -> None:
     g = torch.Generator().manual_seed(6)
     a = torch.randn(9, 6, generator=g, dtype=torch.complex128)
-    operator = Dense(a, (1, 2, 3), real_image=True)
+    operator = Dense(a, (1, 2, 3), real=True)
     y = torch.randn(2, 9, generator=g, dtype=torch.complex128)
     w = torch.rand(9, generator=g, dtype=torch.float64) + 0.1
     v = torch.randn(2, 1, 2, 3, generator=g, dtype=torch.float64)
