@@ -91,12 +91,22 @@ def run_fire(function: Callable[..., Any], command: Sequence[str], name: str) ->
     if "--help" not in command:
         # fire guesses types (a folder called 123 becomes a number): here the annotations decide
         converters = {p.name: converter(function, p) for p in parameters(function)}
-        function = SetParseFn(str)(SetParseFns(**converters)(functools.wraps(function)(functools.partial(function))))
+        function = SetParseFn(str)(SetParseFns(**converters)(_copy(function)))
     try:
         fire.Fire({name: function}, command=[name, *command], name="multirecon")
     except SystemExit as end:
         return int(end.code or 0) if isinstance(end.code, int | None) else 1
     return 0
+
+
+def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of its own, so that what fire notes on it does not stay on the library's."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
 
 
 def check(function: Callable[..., Any], words: Sequence[str]) -> list[str]:
@@ -132,6 +142,8 @@ def check(function: Callable[..., Any], words: Sequence[str]) -> list[str]:
     ]
     if missing:
         raise UsageError(f"missing argument {missing[0].upper()}")
+    if rest:  # words that follow places by position fill them by position
+        rest = [named.pop(p.name) for p in known.values() if p.kind is p.POSITIONAL_OR_KEYWORD] + rest
     return [*rest, *(f"--{name}={value}" for name, value in named.items())]
 
 

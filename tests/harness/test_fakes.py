@@ -100,7 +100,7 @@ def records(tmp_path_factory):
         patch.setenv("MULTIRECON_REAL_DATA", str(folder / "anatomies"))
         evaluate([FakeTask(count=len(FACES))], find_methods(bundles), folder / "out", progress=False, timeout=15.0)
     assert list((folder / "out" / "images").rglob("*_truth_*.npy"))
-    assert not list((folder / "out" / ".work").iterdir())
+    assert not list((folder / "out" / ".work").glob("run-*"))
     rows = {}
     for record in RecordFile(folder / "out" / "records.jsonl").records():
         rows.setdefault(record.bundle, []).append(record)

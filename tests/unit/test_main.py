@@ -39,11 +39,20 @@ def many(*folders: str, output: str = ""):
     calls.append((folders, output))
 
 
+def after(output: Path, *folders: str, limit: int = 0):
+    """Do something with one and many."""
+    calls.append((output, folders, limit))
+
+
 @pytest.fixture(autouse=True)
 def _commands(monkeypatch):
     calls.clear()
-    functions = {"here:command": command, "here:many": many}
-    monkeypatch.setattr(cli, "COMMANDS", {"do": ("here:command", "do it"), "many": ("here:many", "do all")})
+    functions = {"here:command": command, "here:many": many, "here:after": after}
+    monkeypatch.setattr(
+        cli,
+        "COMMANDS",
+        {"do": ("here:command", "do it"), "many": ("here:many", "do all"), "after": ("here:after", "x")},
+    )
     monkeypatch.setattr(cli, "load", functions.__getitem__)
 
 
@@ -65,7 +74,7 @@ def _commands(monkeypatch):
         (["do", "out", "--count", "1", "--count", "2"], "--count is given twice"),
         (["do"], "missing argument OUTPUT"),
         (["many", "a", "--folders", "b"], "unknown flag '--folders'"),
-        (["od", "out"], "unknown command 'od'; there are do, many"),
+        (["od", "out"], "unknown command 'od'; there are do, many, after"),
     ],
 )
 def test_wrong_arguments_execute_nothing(words, message, capsys):
@@ -88,6 +97,9 @@ def test_wrong_arguments_execute_nothing(words, message, capsys):
         (["do", "[1,2]", "--rate=1e-3", "--title=--x"], (Path("[1,2]"), (), 1, 1e-3, None, True, "--x")),
         (["do", "out", "--progress=no", "--title="], (Path("out"), (), 1, 0.5, None, False, "")),
         (["many"], ((), "")),
+        (["after", "1"], (Path("1"), (), 0)),
+        (["after", "1", "2", "3", "--limit", "4"], (Path("1"), ("2", "3"), 4)),
+        (["after", "--output", "1", "2"], (Path("1"), ("2",), 0)),
         (["many", "1", "b,c", "--output", "d"], (("1", "b,c"), "d")),
     ],
 )

@@ -49,15 +49,16 @@ def evaluate(
         if value is not None and not value > 0:
             raise ValueError(f"{name}: expected > 0, got {value}")
     part = parse_shard(shard)
-    chosen = select_methods(bundles, folder or None)
+    place = _device(device)
     questions = [load(name) for name in tasks or names()]
+    chosen = select_methods(bundles, folder or None)
     summary = run(
         questions,
         chosen,
         output,
         set_name=set_name,
         seed=seed,
-        device=_device(device),
+        device=place,
         timeout=timeout,
         shard=part,
         repeats=repeats,

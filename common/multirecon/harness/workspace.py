@@ -46,29 +46,42 @@ RECORDS, IMAGES, TASKS, SAMPLES, WORK = "records.jsonl", "images", "tasks", "sam
 
 @contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """Make a private folder below ``output/.work``, and remove it, and those of runs that were killed, at the end."""
+    """Make a private folder below ``output/.work``; remove it at the end, and first those of runs that were killed."""
     parent = output / WORK
     parent.mkdir(parents=True, exist_ok=True)
-    if fcntl is not None:
-        for left in parent.iterdir():
+    # Under one lock, a folder is either being used (its own lock is held) or was left behind by a killed run.
+    with _locked(parent / ".lock"):
+        for left in parent.glob("run-*") if fcntl is not None else ():
             _remove_abandoned(left)
-    folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    try:
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _remove_abandoned(folder: Path) -> None:
-    """Remove a run's folder unless its owner still holds the lock."""
+    """Remove a run's folder unless its owner still holds its lock."""
     try:
         lock = os.open(folder / "lock", os.O_RDWR)
-    except OSError:
-        return  # just being made, or not ours
+    except OSError:  # killed while it was made or removed
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
