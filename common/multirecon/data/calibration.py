@@ -29,7 +29,7 @@ def tissue_modes(t1: Volume, brain: Mask) -> tuple[float, float]:
         Intensity of grey and of white matter.
     """
     values = t1[brain]
-    counts, edges = np.histogram(values, 200, (0, np.percentile(values, 99.5)))
+    counts, edges = np.histogram(values, 200, (0.0, float(np.percentile(values, 99.5))))
     smooth = ndimage.gaussian_filter1d(counts.astype(float), 3)
     centres = 0.5 * (edges[1:] + edges[:-1])
     white = centres[120 + int(np.argmax(smooth[120:]))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,7 @@ def draw_lesions(
     box: Tensor,
     ventricle_mm: Tensor,
     spacing_mm: Sequence[float],
-    generator: torch.Generator,
+    stream: Callable[[str], torch.Generator],
 ) -> dict[str, Tensor]:
     """Place lesions at random.
 
@@ -61,7 +61,7 @@ def draw_lesions(
         box: ``(3, X, Y, Z)`` position in the cerebrum's bounding box, each axis -1 to 1.
         ventricle_mm: ``(X, Y, Z)`` distance to the lateral ventricles in mm.
         spacing_mm: voxel size in mm.
-        generator: CPU generator.
+        stream: gives the CPU generator of each kind, so that one kind does not move another.
 
     Returns:
         ``"ms"``, ``"infarct"``, ``"microbleed"``, ``"pet_hot"``, ``"pet_cold"`` -> ``(X, Y, Z)`` float32 in [0, 1];
@@ -71,6 +71,7 @@ def draw_lesions(
     masks: dict[str, Tensor] = {}
 
     if draw.ms:
+        generator = stream("ms")
         rough = 0.35 * random_field(tissue.shape, spacing_mm, sigma_mm=3.0, generator=generator, device=tissue.device)
         centres = _pick(white & (ventricle_mm > 2) & (ventricle_mm < 18), draw.ms, generator)
         union = torch.zeros(tissue.shape, dtype=torch.bool, device=tissue.device)
@@ -79,6 +80,7 @@ def draw_lesions(
             _paint(union, centre, axes, spacing_mm, rough)
         masks["ms"] = _soften(union & white, spacing_mm)
     if draw.infarct:
+        generator = stream("infarct")
         side = 1.0 if uniform(0, 1, generator) < 0.5 else -1.0
         middle = (
             side * uniform(0.45, 0.65, generator),
@@ -91,6 +93,7 @@ def draw_lesions(
         region = (level + 0.5 * rough < 1) & (white | _is(tissue, "cortical_gm"))
         masks["infarct"] = _soften(region, spacing_mm)
     if draw.microbleeds:
+        generator = stream("microbleed")
         candidates = white | _is(tissue, "cortical_gm", "thalamus", "putamen")
         union = torch.zeros(tissue.shape, dtype=torch.bool, device=tissue.device)
         for centre in _pick(candidates, draw.microbleeds, generator):
@@ -99,6 +102,7 @@ def draw_lesions(
     brain = _is(tissue, *_BRAIN)
     for name, count in (("pet_hot", draw.pet_hot), ("pet_cold", draw.pet_cold)):
         if count:
+            generator = stream(name)
             union = torch.zeros(tissue.shape, dtype=torch.bool, device=tissue.device)
             for centre in _pick(brain, count, generator):
                 _paint(union, centre, [uniform(4.0, 10.0, generator)] * 3, spacing_mm, None)

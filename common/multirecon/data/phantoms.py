@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,136 +20,13 @@ from .materials import attenuation_511, materials_from_hu
 from .memberships import soft_memberships, tissue_map
 from .morphology import close
 from .phantoms_config import PhantomConfig
-from .phantoms_render import MR, Fields, Subject, draw_fields, draw_subject, render
+from .phantoms_record import BACKGROUND, MR_HEADROOM, VOLUMES, Phantom, brain_tissue
+from .phantoms_render import MR, Subject, draw_fields, draw_subject, render
 from .random_fields import gaussian_smooth, random_field, uniform
-from .slices import region_slices, resample_slices
 from .tissues import REGIONS, label_to_region, mirrored_labels, tissue_index
 from .warps import draw_warp, sample_labels, sample_maps, warp_points
 
 __all__ = ["MR_HEADROOM", "VOLUMES", "Phantom", "PhantomConfig", "brain_tissue", "simulate"]
-
-VOLUMES = (*MR, "ct", "pet_fdg", "pet_amyloid", "attenuation_511", "water", "bone", "iodine")
-# MR value 1 = headroom x the 90th percentile over brain tissue: fat, fluid and lesions then stay near or below 1
-MR_HEADROOM = {"t1": 2.0, "t2": 2.5, "flair": 1.8, "t2star": 1.6}
-_BACKGROUND = {"ct": -1000.0}
-_TISSUE_REGIONS = ("cortical_gm", "white_matter", "deep_gm", "cerebellum", "brainstem", "lesion")
-
-
-@dataclass(frozen=True, eq=False)
-class Phantom:
-    """One simulated subject.
-
-    Volumes are ``(X, Y, Z)`` in RAS+ order. The origin of the frame is the middle of the head (x, y) and of the
-    cerebrum (z). MR is scaled by a brain percentile (see ``MR_HEADROOM``), ``ct`` in HU, PET relative to cortical grey
-    matter (FDG) or cerebellar grey matter (amyloid), ``attenuation_511`` in 1/cm, ``water``, ``bone`` and ``iodine``
-    in g/cm^3.
-
-    Args:
-        anatomy: name of the anatomy.
-        seed: seed it was simulated with.
-        volumes: name -> ``(X, Y, Z)`` float32.
-        labels: ``(X, Y, Z)`` int16 anatomical labels.
-        regions: ``(X, Y, Z)`` uint8 index in ``REGIONS``; lesions drawn at random count as ``"lesion"``.
-        masks: ``"ms"``, ``"infarct"``, ``"microbleed"``, ``"pet_hot"``, ``"pet_cold"`` -> ``(X, Y, Z)`` soft masks
-        (missing
-            where none was drawn) and ``"brain"``, the brain mask.
-        affine: ``(4, 4)`` float64 voxel-to-RAS matrix in mm.
-        parameters: what was drawn for this subject.
-    """
-
-    anatomy: str
-    seed: int
-    volumes: dict[str, Tensor]
-    labels: Tensor
-    regions: Tensor
-    masks: dict[str, Tensor]
-    affine: Tensor
-    parameters: dict[str, float]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of every volume."""
-        x, y, z = self.labels.shape
-        return x, y, z
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size in mm."""
-        x, y, z = (float(v) for v in torch.diagonal(self.affine)[:3])
-        return x, y, z
-
-    @property
-    def useful_slices(self) -> range:
-        """Slices that hold at least 5 cm^2 of brain tissue."""
-        area = brain_tissue(self.regions).sum((0, 1)) * (self.spacing_mm[0] * self.spacing_mm[1] / 100)
-        index = (area >= 5).nonzero().flatten()
-        return range(int(index[0]), int(index[-1]) + 1) if len(index) else range(0)
-
-    def slices(
-        self,
-        z_indices: Sequence[int],
-        *,
-        names: Sequence[str] = VOLUMES,
-        shape: tuple[int, int] = (128, 128),
-        spacing_mm: float = 1.875,
-        oversample: int = 1,
-    ) -> dict[str, Tensor]:
-        """Resample axial slices to a centred grid by area averages.
-
-        The mean over ``oversample`` x ``oversample`` blocks of a finer stack is the coarse stack of the same call with
-        ``oversample=1``: data can be made from the fine one with the coarse one as truth.
-
-        Args:
-            z_indices: slice numbers.
-            names: volumes or masks to resample.
-            shape: ``(H, W)`` of the coarse grid, H along left-right and W along back-front.
-            spacing_mm: pixel size of the coarse grid in mm.
-            oversample: refinement of the grid, 1 or 2.
-
-        Returns:
-            name -> ``(len(z_indices), H * oversample, W * oversample)`` float32.
-
-        Raises:
-            ValueError: if a name, slice or refinement is not available.
-        """
-        sources = {**self.volumes, **self.masks}
-        for name in names:
-            if name not in sources:
-                raise ValueError(f"names: expected volumes or masks out of {sorted(sources)}, got {name!r}")
-        return {
-            name: resample_slices(
-                sources[name].float(),
-                z_indices,
-                volume_spacing_mm=self.spacing_mm[:2],
-                shape=shape,
-                spacing_mm=spacing_mm,
-                oversample=oversample,
-                outside=_BACKGROUND.get(name, 0.0),
-            )
-            for name in names
-        }
-
-    def region_slices(
-        self, z_indices: Sequence[int], *, shape: tuple[int, int] = (128, 128), spacing_mm: float = 1.875
-    ) -> Tensor:
-        """Return ``(len(z_indices), H, W)`` uint8 regions of the coarse grid, the commonest one of each pixel."""
-        return region_slices(
-            self.regions, z_indices, volume_spacing_mm=self.spacing_mm[:2], shape=shape, spacing_mm=spacing_mm
-        )
-
-    def slice_affine(self, z: int, *, shape: tuple[int, int] = (128, 128), spacing_mm: float = 1.875) -> Tensor:
-        """Return the ``(4, 4)`` voxel-to-RAS matrix in mm of one resampled slice."""
-        matrix = torch.diag(torch.tensor([spacing_mm, spacing_mm, self.spacing_mm[2], 1.0], dtype=torch.float64))
-        matrix[:2, 3] = torch.tensor([-spacing_mm * (n - 1) / 2 for n in shape], dtype=torch.float64)
-        matrix[2, 3] = self.affine[2, 3] + z * self.affine[2, 2]
-        return matrix
-
-
-def brain_tissue(regions: Tensor) -> Tensor:
-    """Return the mask of brain tissue without CSF and vessels of a region map, any shape."""
-    table = torch.zeros(256, dtype=torch.bool, device=regions.device)
-    table[[REGIONS.index(name) for name in _TISSUE_REGIONS]] = True
-    return table[regions.long()]
 
 
 @torch.no_grad()
@@ -180,7 +57,8 @@ def simulate(
     if seed < 0:
         raise ValueError(f"seed: expected a number >= 0, got {seed}")
     device = torch.device(device)
-    generator, fine = _generators(head.name, seed, device)
+    stream = partial(_stream, head.name, seed)
+    generator = stream("shape")
 
     # where every voxel comes from
     low, high = head.brain_box.double()
@@ -221,6 +99,7 @@ def simulate(
     a, b, c = head.midplane
     midplane = points[0] - (a + b * points[1] + c * points[2])
     box = points.sub_(low.float().to(device).view(3, 1, 1, 1)).div_(span).sub_(1)
+    generator = stream("soft tissue")
     noise = random_field(labels.shape, config.spacing_mm, sigma_mm=3.0, generator=generator, device=device)
     tissue = tissue_map(
         labels,
@@ -231,12 +110,13 @@ def simulate(
         noise=noise,
         subcutaneous_mm=uniform(6.0, 8.0, generator),
     )
-    subject = draw_subject(config, generator)
-    draw = _draw_counts(config, generator)
+    subject = draw_subject(config, stream("subject"))
+    draw = _draw_counts(config, stream("lesions"))
     lesions = draw_lesions(
-        draw, tissue=tissue, box=box, ventricle_mm=ventricle, spacing_mm=config.spacing_mm, generator=generator
+        draw, tissue=tissue, box=box, ventricle_mm=ventricle, spacing_mm=config.spacing_mm, stream=stream
     )
-    fields: Fields = draw_fields(labels.shape, config, generator=generator, fine_generator=fine, device=device)
+    fine = stream("fine texture", device)
+    fields = draw_fields(labels.shape, config, generator=stream("texture"), fine_generator=fine, device=device)
 
     def share(*names: str) -> Tensor:
         chosen = torch.isin(tissue, torch.tensor(tissue_index(*names), dtype=tissue.dtype, device=device))
@@ -262,7 +142,7 @@ def simulate(
         if name in lesions:
             regions[(lesions[name] > 0.5) & allowed] = REGIONS.index("lesion")
     mask = _brain_mask(regions, config.spacing_mm)
-    scales = _finish(volumes, regions, mask, config, generator=generator, fine=fine)
+    scales = _finish(volumes, regions, mask, config, generator=stream("bias"), fine=fine)
 
     if warp.mirrored:
         labels = mirrored_labels().to(device)[labels.long()]
@@ -271,7 +151,7 @@ def simulate(
     return Phantom(
         anatomy=head.name,
         seed=seed,
-        volumes={name: pad(volumes[name], margins, value=_BACKGROUND.get(name, 0.0)) for name in VOLUMES},
+        volumes={name: pad(volumes[name], margins, value=BACKGROUND.get(name, 0.0)) for name in VOLUMES},
         labels=pad(labels, margins),
         regions=pad(regions, margins),
         masks={name: pad(m, margins) for name, m in {**lesions, "brain": mask}.items()},
@@ -280,10 +160,10 @@ def simulate(
     )
 
 
-def _generators(name: str, seed: int, device: torch.device) -> tuple[torch.Generator, torch.Generator]:
-    digest = hashlib.sha256(f"phantom|{name}|{seed}".encode()).digest()
-    keys = [int.from_bytes(digest[i : i + 8], "little") >> 1 for i in (0, 8)]
-    return torch.Generator().manual_seed(keys[0]), torch.Generator(device).manual_seed(keys[1])
+def _stream(anatomy: str, seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Generator of one purpose: what one part of the simulation draws does not move the others."""
+    digest = hashlib.sha256(f"phantom|{anatomy}|{seed}|{purpose}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def _levels(head: Anatomy, config: PhantomConfig, scale: float) -> tuple[float, int]:
@@ -377,7 +257,7 @@ def _finish(
             volumes[name] = gaussian_smooth(volumes[name], sigma)
     if config.skull_stripped:
         for name in volumes:
-            volumes[name] = torch.where(mask, volumes[name], _BACKGROUND.get(name, 0.0))
+            volumes[name] = torch.where(mask, volumes[name], BACKGROUND.get(name, 0.0))
     return scales
 
 

@@ -21,7 +21,7 @@ def coarse() -> PhantomConfig:
 def phantom() -> Phantom:
     """A thin slab through the basal ganglia with every kind of lesion, at the default resolution."""
     config = PhantomConfig(
-        z_mm=(-18.0, -6.0),
+        z_mm=(-16.0, 0.0),
         ms_probability=1.0,
         infarct_probability=1.0,
         microbleed_probability=1.0,

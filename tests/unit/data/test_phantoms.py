@@ -89,7 +89,7 @@ def test_amyloid_patterns_differ_between_negative_and_positive_subjects():
         return float(cortex) / median(p, "pet_amyloid", "white_matter")
 
     assert cortex_to_white(0.0) < 0.8
-    assert cortex_to_white(1.0) > cortex_to_white(0.0) + 0.25
+    assert cortex_to_white(1.0) > cortex_to_white(0.0) + 0.15
 
 
 def test_lesions_show_where_their_physics_says(phantom):
@@ -123,21 +123,30 @@ def test_microbleeds_are_darkest_in_t2star_and_spin_echoes_do_not_see_them():
     assert 0.9 < drop("t2") < 1.1  # spin echoes refocus
 
 
-def test_pet_only_foci_leave_the_other_modalities_alone():
-    """The same subject with and without the mask: only tracer uptake differs."""
-    config = PhantomConfig(z_mm=(0.0, 10.0), pet_lesion_probability=1.0, ms_probability=0.0, infarct_probability=0.0)
-    p = simulate("mni152", 5, config=config)
-    kinds = [k for k in ("pet_hot", "pet_cold") if k in p.masks]
+def test_pet_only_foci_change_nothing_but_tracer_uptake():
+    """The same subject with and without foci."""
+    options = {"z_mm": (0.0, 10.0), "ms_probability": 1.0}
+    healthy = simulate("mni152", 5, config=PhantomConfig(pet_lesion_probability=0.0, **options))
+    ill = simulate("mni152", 5, config=PhantomConfig(pet_lesion_probability=1.0, **options))
+    kinds = [k for k in ("pet_hot", "pet_cold") if k in ill.masks]
     assert kinds
-    for kind in kinds:
-        core = (p.masks[kind] > 0.9) & region(p, "white_matter")
-        if core.sum() < 30:
-            continue
-        away = (p.masks[kind] == 0) & region(p, "white_matter")
-        ratio = float(p.volumes["pet_fdg"][core].median() / p.volumes["pet_fdg"][away].median())
-        assert ratio > 1.6 if kind == "pet_hot" else ratio < 0.7
-        assert float(p.volumes["t1"][core].median() / p.volumes["t1"][away].median()) == pytest.approx(1, abs=0.12)
-        assert float(p.volumes["ct"][core].median() - p.volumes["ct"][away].median()) == pytest.approx(0, abs=3)
+    for name in VOLUMES:
+        if not name.startswith("pet"):
+            assert torch.equal(healthy.volumes[name], ill.volumes[name]), name
+    factor = torch.ones(ill.shape)
+    for kind, gain in (("pet_hot", 1.2), ("pet_cold", -0.5)):
+        factor = factor * (1 + gain * ill.masks.get(kind, torch.zeros(ill.shape)))
+    assert (factor - 1).abs().max() > 0.4
+    assert torch.allclose(ill.volumes["pet_fdg"], healthy.volumes["pet_fdg"] * factor, atol=1e-6)
+
+
+def test_lesions_do_not_move_the_rest_of_the_subject():
+    options = {"z_mm": (0.0, 6.0), "infarct_probability": 0.0}
+    healthy = simulate("mni152", 5, config=PhantomConfig(ms_probability=0.0, **options))
+    ill = simulate("mni152", 5, config=PhantomConfig(ms_probability=1.0, **options))
+    untouched = ill.masks["ms"] == 0
+    ratio = (ill.volumes["t2"] / healthy.volumes["t2"].clamp_min(1e-3))[untouched & (healthy.volumes["t2"] > 0.05)]
+    assert float(ratio.std()) < 1e-4  # only the common scale may change
 
 
 def test_iron_makes_the_pallidum_dark_in_t2star(phantom):
