@@ -28,7 +28,7 @@ from .phantoms import VOLUMES, PhantomConfig, simulate
 __all__ = ["PACKAGED_SLICES", "SubjectSlices", "spread_slices", "stored_subject", "subject_key", "subject_slices"]
 
 # Raise it when the simulated values change: stored subjects of another version are not read.
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 2
 PACKAGED_SLICES = "multirecon.data.embedded"
 _STEP = {"ct": 1.0, "attenuation_511": 1e-5, "iodine": 1e-6}  # HU, 1/cm, g/cm^3; other volumes: _DEFAULT_STEP
 _DEFAULT_STEP = 1 / 512
