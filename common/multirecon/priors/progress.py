@@ -310,4 +310,6 @@ def export_weights(folder: str | os.PathLike[str], target: str | os.PathLike[str
         torch.save(weights, draft)
     size = Path(target).stat().st_size / 1e6
     hours = state["seconds"] / 3600
-    return f"{target}: {size:.2f} MB, averaged weights of step {state['step']} ({hours:.2f} h) from {states[0].name}"
+    line = f"{target}: {size:.2f} MB, averaged weights of step {state['step']} ({hours:.2f} h) from {states[0].name}"
+    _log.info(line)
+    return line

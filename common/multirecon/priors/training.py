@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -18,6 +19,8 @@ from .diffusion import DiffusionPrior
 
 __all__ = ["BandLoss", "DenoisingInferer", "DenoisingPSNR", "NetworkInferer", "PrepareDenoising", "PrepareNoisy",
            "StepBatchSampler", "coefficient_statistics", "denoising_metrics"]  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 
 class StepBatchSampler(Sampler[list[int]]):
@@ -311,4 +314,6 @@ def coefficient_statistics(
         raise ValueError("images: expected at least one, got none")
     mean = total / count
     std = (square / count - mean**2).clamp(min=1e-12).sqrt()
-    return {"mean": [round(float(v), 4) for v in mean], "std": [round(float(v), 4) for v in std]}
+    found = {"mean": [round(float(v), 4) for v in mean], "std": [round(float(v), 4) for v in std]}
+    _log.info("%s", found)
+    return found
