@@ -16,8 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULE = '''
 """The method of the bundle NAME."""
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +29,7 @@ class Network(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(1, 1, 3, padding=1)
 
-    def forward(self, image: Tensor, timestep: Optional[Tensor] = None) -> Tensor:
+    def forward(self, image: Tensor, timestep: Tensor | None = None) -> Tensor:
         """Return the image with its correction."""
         return image + self.layer(image)
 

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch import Tensor, nn
+
+from ..files import atomic_path
 
 __all__ = ["fresh_network", "read_weights", "reinitialise", "weights_hash", "write_weights"]
 
@@ -43,18 +44,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def write_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> Path:
     """Write a state dict as a checkpoint, whole or not at all, and return its path."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    try:
-        torch.save({name: value.detach().cpu().clone() for name, value in state.items()}, temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return target
+    with atomic_path(path) as draft:
+        torch.save({name: value.detach().cpu().clone() for name, value in state.items()}, draft)
+    return Path(path)
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

@@ -121,7 +121,7 @@ def test_wrong_shapes_are_found(copy_of_tiny):
 
 def test_network_that_does_not_script_is_found(copy_of_tiny):
     bundle = copy_of_tiny()
-    break_network(bundle, "timestep: Optional[Tensor] = None", "timestep: Optional[Tensor] = None, **kwargs")
+    break_network(bundle, "timestep: Tensor | None = None", "timestep: Tensor | None = None, **kwargs")
     assert faults(bundle, "torchscript")
     assert not faults(bundle, "network")
 
