@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,19 +19,23 @@ class Row:
 
     name: str
     value: float
-    goal: float
+    goal: float | None
     at_least: bool
     unit: str = "x"
     detail: str = ""
 
     @property
     def reached(self) -> bool:
+        if self.goal is None:
+            return True
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
     def markdown(self) -> str:
         value = f"{self.value:.2g}" if self.value < 0.01 else f"{self.value:.3g}"
-        goal = f"{'at least' if self.at_least else 'at most'} {self.goal:.3g} {self.unit}".strip()
-        mark = "yes" if self.reached else "**no**"
+        goal, mark = "", ""
+        if self.goal is not None:
+            goal = f"{'at least' if self.at_least else 'at most'} {self.goal:.3g} {self.unit}".strip()
+            mark = "yes" if self.reached else "**no**"
         return f"| {self.name} | {goal} | {value} {self.unit} | {mark} | {self.detail} |"
 
 
@@ -64,7 +68,7 @@ def race(candidates: dict[str, Candidate], settings: Settings) -> dict[str, floa
     return {name: 1e3 * seconds for name, seconds in best.items()}
 
 
-def ratios(title: str, times: dict[str, float], goals: dict[str, float]) -> list[Row]:
+def ratios(title: str, times: dict[str, float], goals: Mapping[str, float | None]) -> list[Row]:
     """Return one row a peer: how many times slower than ours it is."""
     detail = ", ".join(f"{n} {t:.3g} ms" for n, t in times.items())
     print(f"{title}: {detail}", flush=True)

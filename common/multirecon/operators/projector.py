@@ -45,6 +45,13 @@ class _LinearMap(torch.autograd.Function):
         result: Tensor = _LinearMap.apply(tangent, ctx.operator, ctx.transposed)
         return result
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, operator: Any, transposed: bool) -> tuple[Tensor, int]:
+        """Join the mapped axis and the batch axis."""
+        x = x.movedim(in_dims[0], 0)
+        result: Tensor = _LinearMap.apply(x.flatten(0, 1), operator, transposed)
+        return result.unflatten(0, x.shape[:2]), 0
+
 
 def linear_product(x: Tensor, operator: Any, *, transposed: bool) -> Tensor:
     """Return the differentiable product: complex part by part, half precision computed and returned in float32."""

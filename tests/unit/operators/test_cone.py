@@ -106,3 +106,11 @@ def test_subsets_arguments_copies_and_errors() -> None:
         ConeBeam(**{**BASE, "rows": 0})
     with pytest.raises(ValueError, match="shape"):
         ConeBeam(**{**BASE, "shape": (8, 8)})
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same() -> None:
+    A, B = ConeBeam(**BASE), ConeBeam(**BASE).cuda()
+    x = torch.rand(2, *A.domain_shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(B(x.cuda()).cpu(), A(x), rtol=1e-5, atol=1e-5)
+    check_operator(B, tolerance=1e-5)

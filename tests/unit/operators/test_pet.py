@@ -138,3 +138,11 @@ def test_samples_and_join_of_per_sample_operators() -> None:
 def test_errors_name_the_argument(change: dict, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         PETProjector(**{**BASE, **change})
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same() -> None:
+    A, B = PETProjector(**{**BASE, **CASES["everything"]}), PETProjector(**{**BASE, **CASES["everything"]}).cuda()
+    x = torch.rand(2, *A.domain_shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(B(x.cuda()).cpu(), A(x), rtol=1e-5, atol=1e-5)
+    check_operator(B, tolerance=1e-5)

@@ -33,6 +33,15 @@ def test_derivatives_against_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(A, x)
 
 
+def test_function_transforms() -> None:
+    A = ParallelBeam((5, 4), (2.0, 3.0), views=3, bins=6).to(torch.float64)
+    x = torch.rand(2, 1, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    jacobian = torch.func.jacrev(A)(x[:1]).reshape(18, 20)
+    torch.testing.assert_close(jacobian @ x[1].flatten(), A(x[1:]).flatten())
+    torch.testing.assert_close(torch.func.jacfwd(A)(x[:1]).reshape(18, 20), jacobian)
+    torch.testing.assert_close(torch.func.vmap(A)(x[:, None]), A(x)[:, None])
+
+
 def test_angle_zero_sums_along_axis_one_and_ninety_degrees_along_axis_zero() -> None:
     x = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     p = ParallelBeam((6, 6), (10.0, 10.0), views=2, bins=6)(x)[0, 0]
@@ -97,3 +106,13 @@ def test_errors_name_the_argument(change: dict, name: str) -> None:
         ParallelBeam(**{**CASES["square"], **change})
     with pytest.raises(ValueError, match="x of ParallelBeam"):
         ParallelBeam(**CASES["square"])(torch.zeros(1, 1, 3, 3))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_cuda_gives_the_same(case: str) -> None:
+    A = ParallelBeam(**CASES[case])
+    x = torch.rand(5, *A.domain_shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(A(x.cuda()).cpu(), A(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(A.adjoint(A(x).cuda()).cpu(), A.adjoint(A(x)), rtol=1e-5, atol=1e-5)
+    check_operator(ParallelBeam(**CASES[case]).cuda(), tolerance=1e-5)
