@@ -1,6 +1,7 @@
 """Resuming, shards, and measurements that changed."""
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from harness.fake_task import FakeTask
 
 from multirecon.bundle.folder import Bundle
 from multirecon.harness.methods import Method, find_methods, select_methods
-from multirecon.harness.records import OK, RecordFile
+from multirecon.harness.records import OK, RecordFile, read_records
 from multirecon.harness.runner import evaluate, parse_shard
 from multirecon.measurement import Measurement
 
@@ -96,6 +97,25 @@ def test_shards_cover_everything_once(tmp_path, make_bundle, monkeypatch):
         evaluate([task], bundles, tmp_path / f"out{i}", shard=(i, 2), progress=False)
     samples = [[r.sample for r in RecordFile(tmp_path / f"out{i}" / "records.jsonl").records()] for i in (1, 2)]
     assert samples == [["s00", "s02"], ["s01"]]
+
+
+def test_two_runs_share_a_folder(tmp_path, make_bundle, monkeypatch):
+    monkeypatch.setattr("multirecon.harness.runner.Worker", InThisProcess)
+    make_bundle("one")
+    make_bundle("two")
+    methods, task, output = find_methods(tmp_path / "bundles"), FakeTask(count=10, repeats=3), tmp_path / "out"
+    context = multiprocessing.get_context("fork")
+    runs = [context.Process(target=evaluate, args=([task], methods, output), kwargs={"progress": False})
+            for _ in range(2)]  # fmt: skip
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert [run.exitcode for run in runs] == [0, 0]
+    records, problems = read_records(output / "records.jsonl")
+    assert problems == []
+    assert len(records) == len({r.key for r in records}) == 60
+    assert not list((output / ".work").glob("run-*"))
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])

@@ -18,7 +18,7 @@ from ..measurement import Measurement
 from ..space import ImageSpace
 from .workspace import write_json
 
-__all__ = ["Answerable", "Question", "Questions", "TaskLike", "regions"]
+__all__ = ["Answerable", "Question", "Questions", "TaskLike", "regions", "shown_samples"]
 
 SHARES = ("brain", "lesion", "pet_lesion")
 
@@ -148,6 +148,7 @@ class Questions:
             for index, (name, anatomy) in enumerate(names)
             for repeat in range(self.repeats)
         ]
+        self.shown = shown_samples([anatomy for _, anatomy in names])
 
     def _names(self, count: int, set_name: str, catalogue: Path | None) -> list[tuple[str, str]]:
         """Return ``(id, anatomy)`` of the first samples, from the catalogue where it fits."""
@@ -188,6 +189,26 @@ class Questions:
                 file, measurement.fingerprint(), measurement, torch.as_tensor(truth).cpu().float(), regions(item)
             )
         return self._ready[question]
+
+
+def shown_samples(anatomies: Sequence[str], count: int = 3) -> frozenset[int]:
+    """Return the samples that the report shows: the middle one of every anatomy first, then those around it.
+
+    Args:
+        anatomies: anatomy of every sample, in the order of the set.
+        count: number of samples.
+
+    Example:
+        >>> sorted(shown_samples(["a"] * 8 + ["b"] * 8, 3)), sorted(shown_samples(["a"] * 8, 3))
+        ([2, 4, 12], [2, 4, 6])
+    """
+    groups: dict[str, list[int]] = {}
+    for index, anatomy in enumerate(anatomies):
+        groups.setdefault(anatomy, []).append(index)
+    chosen: dict[int, None] = {}
+    for share in (0.5, 0.25, 0.75, 0.0):
+        chosen |= dict.fromkeys(group[int(share * len(group))] for group in groups.values())
+    return frozenset(list(chosen)[:count])
 
 
 def regions(item: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -28,7 +28,6 @@ from .workspace import IMAGES, RECORDS, SAMPLES, TASKS, image_file, save_image, 
 __all__ = ["Summary", "evaluate", "parse_shard"]
 
 DATA_SETTINGS = ("MULTIRECON_ANATOMIES", "MULTIRECON_REAL_DATA")
-KEPT_SAMPLES = 3
 
 
 @dataclass
@@ -158,7 +157,7 @@ class _Run:
                 ready = questions.prepare(question)
                 self._same_data(question, ready)
                 record, stack = self._ask(worker, method, questions.task, question, ready)
-                if question.index < KEPT_SAMPLES and question.repeat == 0 and stack is not None:
+                if question.index in questions.shown and question.repeat == 0 and stack is not None:
                     save_image(image_file(self.output, record), stack)
                     save_image(image_file(self.output, record, truth=True), ready.truth[0].numpy())
                     save_zoom(self.output, record, ready.regions)
