@@ -8,6 +8,8 @@ from multirecon.harness.methods import find_methods
 from multirecon.harness.records import FAILED, NOT_APPLICABLE, OK, RecordFile
 from multirecon.harness.runner import evaluate
 
+pytestmark = pytest.mark.timeout(900)  # seven processes that import torch and MONAI
+
 # Faults that a process survives: one bundle that shows another face at every call.
 FACES = {
     "looks around": (

@@ -70,19 +70,22 @@ def evaluate(
     print(summary)
 
 
-def report(*folders: str, output: str = "", baseline: str = "") -> None:
+def report(*folders: str, output: str = "", baseline: str = "", claims: str = "") -> None:
     """Turn records into one HTML file that needs nothing else, Markdown and CSV.
 
     Args:
         folders: output folders of evaluate; several are joined.
         output: folder of the report; by default the folder report in the first one.
         baseline: method that paired differences refer to; by default the one recorded first.
+        claims: folder of claims (JSON files) to test against the records.
     """
+    from .claims import read_claims
     from .report import write_report
 
     if not folders:
         raise ValueError("folders: expected at least one output folder of `multirecon evaluate`, got none")
-    files = write_report(folders, Path(output or Path(folders[0]) / "report"), baseline=baseline)
+    tested = read_claims(Path(claims)) if claims else []
+    files = write_report(folders, Path(output or Path(folders[0]) / "report"), baseline=baseline, claims=tested)
     for kind, path in files.items():
         print(f"{kind:12}{path}")
 

@@ -11,7 +11,7 @@ from ..metrics import HIGHER_IS_BETTER, METRICS
 from .records import FAILED, NOT_APPLICABLE, OK, Record, consistent, latest
 from .statistics import Interval, anatomy_interval
 
-__all__ = ["Board", "Column", "Row", "Selection", "boards", "select"]
+__all__ = ["Board", "Column", "Row", "Selection", "boards", "paired_differences", "select"]
 
 Column = tuple[str, str]  # modality, metric
 
@@ -156,7 +156,9 @@ def _row(
     mine = [r for r in records if r.method == method]
     good = [r for r in mine if r.status == OK]
     values = {c: anatomy_interval(found) for c in columns if (found := _values(good, c))}
-    differences = {} if is_baseline else {c: anatomy_interval(d) for c in columns if (d := _paired(good, baseline, c))}
+    differences = (
+        {} if is_baseline else {c: anatomy_interval(d) for c in columns if (d := paired_differences(good, baseline, c))}
+    )
     seconds = [r.seconds for r in good if r.seconds is not None]
     peaks = [r.peak_mb for r in good if r.peak_mb is not None]
     return Row(
@@ -176,7 +178,7 @@ def _values(records: Sequence[Record], column: Column) -> list[tuple[str, float]
     return [(r.anatomy, r.metrics[modality][metric]) for r in records if metric in r.metrics.get(modality, {})]
 
 
-def _paired(mine: Sequence[Record], baseline: Sequence[Record], column: Column) -> list[tuple[str, float]]:
+def paired_differences(mine: Sequence[Record], baseline: Sequence[Record], column: Column) -> list[tuple[str, float]]:
     """Return ``(anatomy, difference)`` on the questions (and seeds) that both methods answered."""
     modality, metric = column
     other = {(r.question, r.seed): r.metrics.get(modality, {}) for r in baseline}

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..metrics import ReportingRange
 from ..space import ImageSpace
+from .claims import Claim, Finding, check_claim
 from .figures import Panel, panel_figure, time_figure
 from .leaderboard import Board, boards, select
 from .records import NOT_APPLICABLE, OK, Record, read_records
@@ -69,7 +70,11 @@ def read_tasks(folder: Path) -> dict[str, TaskInfo]:
 
 
 def write_report(
-    folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], *, baseline: str = ""
+    folders: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    baseline: str = "",
+    claims: Sequence[Claim] = (),
 ) -> dict[str, Path]:
     """Write ``report.html``, ``report.md``, ``leaderboard.csv`` and ``records.csv``.
 
@@ -77,6 +82,7 @@ def write_report(
         folders: output folders of :func:`multirecon.harness.runner.evaluate`; several are joined (shards).
         output: folder of the report.
         baseline: method that paired differences refer to; by default the first one recorded.
+        claims: sentences to test against the records.
 
     Returns:
         The files by their kind: ``html``, ``markdown``, ``leaderboard``, ``records``.
@@ -100,6 +106,7 @@ def write_report(
     tables = boards(selection, baseline=baseline, targets={name: info.targets for name, info in tasks.items()})
     context = {
         "boards": [_board_context(b, selection.records, tasks.get(b.task), sources) for b in tables],
+        "claims": [_claim_context(check_claim(claim, selection)) for claim in claims],
         "failures": _reasons(r for r in selection.records if r.status not in (OK, NOT_APPLICABLE)),
         "inapplicable": _reasons(r for r in selection.records if r.status == NOT_APPLICABLE),
         "refused": [f"{r.method}: task {r.task}, sample {r.sample}, repeat {r.repeat}" for r in selection.refused],
@@ -204,6 +211,21 @@ def _caption(record: Record, target: str) -> str:
     return ", ".join(
         f"{values[n]:.{DECIMALS[n]}f}{' dB' if n == 'psnr' else ''}" for n in ("psnr", "ssim") if n in values
     )
+
+
+def _claim_context(finding: Finding) -> dict[str, Any]:
+    lines = []
+    for comparison, advantage in zip(finding.claim.comparisons, finding.advantages, strict=True):
+        decimals = DECIMALS.get(comparison.metric.partition("@")[0], 4)
+        measured = f"{advantage.text(decimals, sign=True)}, n = {advantage.anatomies}" if advantage else "no results"
+        asked = f" by more than {comparison.margin:g}" if comparison.margin else ""
+        head = column_head((comparison.modality, comparison.metric))
+        lines.append(
+            f"{comparison.task}: {comparison.better} better than {comparison.worse}{asked} in {head}: {measured}"
+        )
+    claim = finding.claim
+    return {"name": claim.name, "sentence": claim.sentence, "source": claim.source, "verdict": finding.verdict,
+            "lines": lines}  # fmt: skip
 
 
 def _reasons(records: Iterable[Record]) -> list[dict[str, Any]]:
