@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ class TrainingState:
         self.decay_start: int | None = None
         self.seconds = 0.0
         self._begin = self._saved = time.monotonic()
+        self._handlers: dict[int, Any] = {}
 
     @property
     def path(self) -> Path:
@@ -110,10 +112,28 @@ class TrainingState:
         engine.add_event_handler(Events.STARTED, self._restore)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._periodic)
         engine.add_event_handler(Events.COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self._unlisten)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
+
+    def _listen(self, engine: Engine) -> None:
+        """Let SIGTERM and SIGINT end the run after the current step; Python allows it in the main thread only."""
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {
+                number: signal.signal(number, lambda *_: engine.terminate())
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
+
+    def _unlisten(self, engine: Engine) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _failed(self, engine: Engine, error: BaseException) -> None:
+        self._unlisten(engine)
+        raise error
 
     def _restore(self, engine: Engine) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: engine.terminate())
+        self._listen(engine)
         source = self.path if self.path.exists() else self.folder / "last.pt"
         if self.decay and not source.exists():
             raise ValueError(f"decay: expected a state of the constant phase in {self.folder}, got none")

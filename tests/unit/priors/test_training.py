@@ -1,5 +1,7 @@
 import csv
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -128,6 +130,15 @@ def test_stopping_in_the_middle_of_an_epoch_loses_nothing(tmp_path):
     assert same(net, again)
 
 
+def test_sigterm_ends_the_run_saved_and_leaves_the_process_alone(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    trainer, *_ = make_trainer(tmp_path, 100, every=1000)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda e: os.kill(os.getpid(), signal.SIGTERM))
+    trainer.run()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] in (3, 4)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
 def test_final_decay_is_a_phase_of_its_own(tmp_path):
     with pytest.raises(ValueError, match="constant phase"):
         make_trainer(tmp_path, 100, decay=True)[0].run()
@@ -174,6 +185,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(ValueError, match="finite"):
         trainer.run()
     assert not (tmp_path / "last.pt").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_average_warms_up():

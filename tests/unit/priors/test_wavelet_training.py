@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,21 @@ def test_training_runs_resumes_and_exports(dataset, tmp_path):
     evaluated.initialize()
     evaluated.run()
     assert (tmp_path / "out" / "metrics.csv").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(dataset, tmp_path):
+    """The overlay for several GPUs, here two CPU processes with gloo."""
+    configs = [str(BUNDLE / "configs" / name) for name in ("train.json", "multi_gpu_train.json")]
+    small = [part for key, value in SMALL.items() for part in (f"--network_def#{key}", str(value))]
+    command = [
+        *[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+        *["-m", "monai.bundle", "run", "--config_file", str(configs), "--bundle_root", str(BUNDLE)],
+        *["--dataset_dir", dataset, "--ckpt_dir", str(tmp_path), "--batch_size", "2", "--epoch_length", "2"],
+        *["--max_steps", "4", *small],
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(BUNDLE.parents[1] / "common"), "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(command, check=True, env=environment, timeout=250, capture_output=True)
+    assert [row["step"] for row in csv.DictReader((tmp_path / "curve.csv").open())] == ["2", "4"]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 4
