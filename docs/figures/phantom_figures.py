@@ -1,6 +1,6 @@
 """Draw the figures of docs/data.md: simulated beside real slices, and one phantom in all its volumes.
 
-python docs/figures/phantom_figures.py [--anatomies 13 mni152]
+python docs/figures/phantom_figures.py [--anatomies 13 10 mni152]
 
 The first figure needs MULTIRECON_REAL_DATA (MS patient 07 of the open MS data, CC BY); without it, only the second one.
 """
@@ -46,7 +46,7 @@ def real_slices(folder: Path, heights: list[float]) -> dict[str, list[np.ndarray
 def simulated_slices(anatomy: str, seed: int, heights: list[float]) -> dict[str, list[np.ndarray]]:
     """The same of a skull-stripped phantom with 1 mm voxels, over the whole brain."""
     config = PhantomConfig(
-        spacing_mm=(1.0, 1.0, 1.0), matrix=240, coverage="brain", deformation=0.4, ms_probability=1.0,
+        spacing_mm=(1.0, 1.0, 1.0), matrix=240, coverage="brain", deformation=0.4, parameter_spread=0.02, ms_probability=1.0,
         infarct_probability=0.0, bias=(0.0, 0.03), mr_noise=0.004, skull_stripped=True,
     )  # fmt: skip
     phantom = simulate(anatomy, seed, config=config)
@@ -98,7 +98,7 @@ def all_volumes(phantom: Phantom) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--anatomies", nargs="+", default=["13", "mni152"])
+    parser.add_argument("--anatomies", nargs="+", default=["13", "10", "mni152"])
     chosen = [a for a in parser.parse_args().anatomies if a == "mni152" or a in list_anatomies()]
     if os.environ.get("MULTIRECON_REAL_DATA"):
         side_by_side(Path(os.environ["MULTIRECON_REAL_DATA"]) / "ms_mni", chosen)

@@ -123,6 +123,44 @@ class Phantom:
             self.regions, z_indices, volume_spacing_mm=self.spacing_mm[:2], shape=shape, spacing_mm=spacing_mm
         )
 
+    def slab(
+        self,
+        start: int,
+        depth: int,
+        *,
+        names: Sequence[str] = VOLUMES,
+        shape: tuple[int, int] = (128, 128),
+        spacing_mm: float = 1.875,
+        oversample: int = 1,
+    ) -> dict[str, Tensor]:
+        """Resample a slab to a centred grid of isotropic voxels; block means of the finer grid are the plain one.
+
+        Args:
+            start: first slice of the phantom.
+            depth: number of plain voxels along z; each covers two slices of the phantom.
+            names: volumes or masks to resample.
+            shape: ``(H, W)`` of the plain grid.
+            spacing_mm: its voxel size in mm, twice the phantom's slice distance.
+            oversample: refinement of the grid, 1 or 2.
+
+        Returns:
+            name -> ``(H * oversample, W * oversample, depth * oversample)`` float32.
+
+        Raises:
+            ValueError: if the slab does not fit the phantom, or the voxels would not be isotropic.
+        """
+        step = self.spacing_mm[2]
+        if abs(2 * step - spacing_mm) > 1e-6:
+            raise ValueError(f"spacing_mm: expected twice the slice distance, {2 * step}, got {spacing_mm}")
+        if start < 0 or depth < 1 or start + 2 * depth > self.shape[2]:
+            raise ValueError(f"start: expected {2 * depth} slices within 0 to {self.shape[2]}, got {start}")
+        fine = self.slices(
+            range(start, start + 2 * depth), names=names, shape=shape, spacing_mm=spacing_mm, oversample=oversample
+        )
+        if oversample == 1:
+            fine = {name: (stack[0::2] + stack[1::2]) / 2 for name, stack in fine.items()}
+        return {name: stack.permute(1, 2, 0).contiguous() for name, stack in fine.items()}
+
     def slice_affine(self, z: int, *, shape: tuple[int, int] = (128, 128), spacing_mm: float = 1.875) -> Tensor:
         """Return the ``(4, 4)`` voxel-to-RAS matrix in mm of one resampled slice."""
         matrix = torch.diag(torch.tensor([spacing_mm, spacing_mm, self.spacing_mm[2], 1.0], dtype=torch.float64))
