@@ -46,8 +46,8 @@ def real_slices(folder: Path, heights: list[float]) -> dict[str, list[np.ndarray
 def simulated_slices(anatomy: str, seed: int, heights: list[float]) -> dict[str, list[np.ndarray]]:
     """The same of a skull-stripped phantom with 1 mm voxels, over the whole brain."""
     config = PhantomConfig(
-        spacing_mm=(1.0, 1.0, 1.0), matrix=240, coverage="brain", deformation=0.4, parameter_spread=0.02, ms_probability=1.0,
-        infarct_probability=0.0, bias=(0.0, 0.03), mr_noise=0.004, skull_stripped=True,
+        spacing_mm=(1.0, 1.0, 1.0), matrix=240, coverage="brain", deformation=0.4, parameter_spread=0.02,
+        ms_probability=1.0, infarct_probability=0.0, bias=(0.0, 0.03), mr_noise=0.004, skull_stripped=True,
     )  # fmt: skip
     phantom = simulate(anatomy, seed, config=config)
     stack = {k: phantom.volumes[k].numpy() for k in CONTRASTS}
