@@ -52,7 +52,7 @@ class Functional(nn.Module):
     def _scaled(self, step: float | Tensor, like: Tensor) -> Tensor:
         """Return ``step * weight``, broadcastable to ``like``."""
         product = torch.as_tensor(step, device=self.weight.device) * self.weight
-        return per_sample(product.to(like.real.dtype), like)
+        return per_sample(product.to(like.device, like.real.dtype), like)
 
 
 class ProximalResult(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,13 +40,17 @@ def conjugate_gradient(
     max_iterations: int = 100,
     tolerance: float = 1e-6,
     preconditioner: Callable[[Tensor], Tensor] | None = None,
+    implicit: bool = False,
     callback: Callback | None = None,
 ) -> CGResult:
     r"""Solve ``(M + damping) x = b`` for every sample of a batch by conjugate gradients.
 
     Each sample stops by itself when ``|b - (M + damping) x| <= tolerance |b|`` and is left untouched from then on, so a
-    batch gives what its samples give one by one. Inner products are accumulated in double precision. The recursion is
-    plain autograd code: gradients flow to ``rhs``, ``x0``, ``damping`` and whatever ``gram`` depends on.
+    batch gives what its samples give one by one. Inner products are accumulated in double precision.
+
+    Gradients flow to ``rhs``, ``damping`` and whatever ``gram`` depends on: through the recursion, which keeps every
+    iterate in memory, or with ``implicit`` by solving the same system for the gradient, which is exact at the
+    solution and keeps one image.
 
     Args:
         gram: the map ``x -> M x``, Hermitian and positive semi-definite, acting on each sample separately.
@@ -56,6 +60,7 @@ def conjugate_gradient(
         max_iterations: largest number of iterations.
         tolerance: relative residual at which a sample stops; ``0`` runs them all.
         preconditioner: Hermitian positive-definite approximation of the inverse of ``M + damping``.
+        implicit: whether to differentiate the solution instead of the recursion (once; not twice).
         callback: called with ``{"residual": (B,), "active": (B,) bool}`` after each iteration.
 
     Returns:
@@ -81,6 +86,14 @@ def conjugate_gradient(
     def apply(x: Tensor) -> Tensor:
         return gram(x) + shift * x if damped else gram(x)
 
+    if implicit:
+        options: dict[str, Any] = {"damping": damping.detach() if isinstance(damping, Tensor) else damping,
+                                   "max_iterations": max_iterations, "tolerance": tolerance,
+                                   "preconditioner": preconditioner}  # fmt: skip
+        with torch.no_grad():
+            found = conjugate_gradient(gram, rhs, x0=x0, callback=callback, **options)
+        # b - (M + damping) x depends on all that x does; solving with it again gives the right derivative of x
+        return found._replace(x=_Implicit.apply(rhs - apply(found.x), found.x, gram, options))
     scale = _inner(rhs, rhs).sqrt()
     safe_scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     x = torch.zeros_like(rhs) if x0 is None else x0
@@ -115,6 +128,20 @@ def conjugate_gradient(
     return CGResult(x, iterations, residual)
 
 
+class _Implicit(torch.autograd.Function):
+    """The solution, with the derivative ``(M + damping)^-1`` with respect to the residual."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, x: Tensor, gram: Callable[[Tensor], Tensor], options: Any) -> Tensor:
+        ctx.gram, ctx.options = gram, options
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return conjugate_gradient(ctx.gram, gradient, **ctx.options).x, None, None, None
+
+
 def least_squares(
     operator: LinearOperator | BlockDiagonal,
     y: Tensor | Blocks,
@@ -126,6 +153,7 @@ def least_squares(
     max_iterations: int = 100,
     tolerance: float = 1e-6,
     preconditioner: Callable[[Tensor], Tensor] | None = None,
+    implicit: bool = False,
     callback: Callback | None = None,
 ) -> CGResult:
     r"""Minimise ``1/2 |y - A x|_W^2 + 1/2 |x - v|_damping^2`` by conjugate gradients on the normal equations.
@@ -143,6 +171,7 @@ def least_squares(
         max_iterations: largest number of iterations.
         tolerance: relative residual of the normal equations at which a sample stops.
         preconditioner: approximate inverse of the normal matrix.
+        implicit: see :func:`conjugate_gradient`.
         callback: see :func:`conjugate_gradient`.
 
     Returns:
@@ -168,7 +197,7 @@ def least_squares(
 
     return conjugate_gradient(
         gram, rhs, x0=x0, damping=damping, max_iterations=max_iterations, tolerance=tolerance,
-        preconditioner=preconditioner, callback=callback,
+        preconditioner=preconditioner, implicit=implicit, callback=callback,
     )  # fmt: skip
 
 

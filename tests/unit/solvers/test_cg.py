@@ -76,17 +76,33 @@ def test_preconditioner_cuts_iterations_to_the_same_answer() -> None:
     assert torch.allclose(plain.x, better.x, rtol=1e-5, atol=1e-10)
 
 
-def test_gradients_agree_with_the_implicit_ones() -> None:
+@pytest.mark.parametrize("implicit", [False, True])
+def test_gradients_agree_with_the_exact_ones(implicit: bool) -> None:
     m = _spd(8, torch.float64)
     b = torch.randn(2, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64, requires_grad=True)
     damping = torch.tensor([0.3, 1.0], dtype=torch.float64, requires_grad=True)
-    x = conjugate_gradient(lambda v: v @ m.T, b, damping=damping, tolerance=0.0, max_iterations=40).x
+    x = conjugate_gradient(lambda v: v @ m.T, b, damping=damping, tolerance=0.0, max_iterations=40, implicit=implicit).x
     gb, gd = torch.autograd.grad((x**2).sum(), (b, damping))
     for i in range(2):
         shifted = m + damping[i].detach() * torch.eye(8)
         back = torch.linalg.solve(shifted, 2 * x[i].detach())
         assert torch.allclose(gb[i], back, rtol=1e-6)
         assert torch.allclose(gd[i], -(back @ x[i].detach()), rtol=1e-6)
+
+
+def test_implicit_gradients_reach_parameters_of_the_matrix() -> None:
+    g = torch.Generator().manual_seed(8)
+    factor = torch.randn(12, 8, generator=g, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, 12, generator=g, dtype=torch.float64)
+    gradients = []
+    for implicit in (False, True):
+
+        def normal(x: torch.Tensor) -> torch.Tensor:
+            return x @ factor.T @ factor
+
+        x = conjugate_gradient(normal, y @ factor, damping=0.1, tolerance=1e-14, max_iterations=60, implicit=implicit).x
+        gradients.append(torch.autograd.grad((x**3).sum(), factor)[0])
+    assert torch.allclose(*gradients, rtol=1e-6, atol=1e-8)
 
 
 def test_least_squares_weighted_with_anchor_and_a_real_image_of_complex_data() -> None:

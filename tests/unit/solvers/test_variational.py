@@ -155,6 +155,15 @@ def test_pdhg_maximises_a_penalised_poisson_likelihood(background: float) -> Non
     assert (likelihood.nll(operator(unpenalised.x), y) <= likelihood.nll(operator(em), y) * (1 + 1e-4)).all()
 
 
+def test_pdhg_batch_equals_loop() -> None:
+    operator, likelihood, y = _poisson()
+    both = pdhg(operator, likelihood, y, TotalVariation(0.3), nonnegative=True, tolerance=1e-4)
+    for i in range(2):
+        alone = pdhg(operator, likelihood, y[i : i + 1], TotalVariation(0.3), nonnegative=True, tolerance=1e-4)
+        assert torch.allclose(alone.x[0], both.x[i], atol=1e-9)
+        assert torch.allclose(alone.gap[0], both.gap[i], rtol=1e-5)
+
+
 def test_pdhg_fits_exact_data_by_the_least_total_variation() -> None:
     g = torch.Generator().manual_seed(2)
     operator = Dense(torch.randn(14, 20, generator=g, dtype=torch.float64), SHAPE)
