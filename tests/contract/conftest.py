@@ -1,6 +1,6 @@
 """Every bundle of the collection, found by scanning, and what several tests of one bundle share."""
 
-import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract.promises import quick, simulate
+from contract.promises import BUNDLES, quick, simulate
 from contract.stock import Stock
 from monai.bundle import ConfigWorkflow
 from torch import Tensor
@@ -17,16 +17,23 @@ from multirecon.bundle import Bundle, discover, load_network
 from multirecon.bundle.contract import Inspection
 from multirecon.measurement import Measurement
 
-BUNDLES = Path(os.environ.get("MULTIRECON_BUNDLES") or Path(__file__).resolve().parents[2] / "bundles")
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for a ``bundle`` once for each: a new folder is under contract the moment it exists."""
-    if "bundle" in metafunc.fixturenames:
-        metafunc.parametrize("bundle", discover(BUNDLES), ids=lambda b: b.name, scope="session")
-    if "trained" in metafunc.fixturenames:
-        learned = [b for b in discover(BUNDLES) if b.learned]
-        metafunc.parametrize("trained", learned, ids=lambda b: b.name, scope="session")
+    for name in {"bundle", "trained"}.intersection(metafunc.fixturenames):
+        found = [b for b in discover(BUNDLES) if b.learned or name == "bundle"]
+        late = found[1:] if getattr(metafunc.function, "expensive", False) else []
+        items = [pytest.param(b, id=b.name, marks=[pytest.mark.slow] if b in late else []) for b in found]
+        metafunc.parametrize(name, items, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A copy of a bundle: the checkout may be read-only, or worked on meanwhile."""
+    return Bundle(Path(shutil.copytree(request.param.root, tmp_path_factory.mktemp("copy") / request.param.name)))
+
+
+trained = bundle
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,8 @@
 """What the contract asks of a reconstruction, written once and used on real bundles and on planted fakes."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,14 @@ from torch import Tensor
 from multirecon.bundle import Bundle, load, load_network, reinitialise
 from multirecon.measurement import Measurement
 
+BUNDLES = Path(os.environ.get("MULTIRECON_BUNDLES") or Path(__file__).resolve().parents[2] / "bundles")
 CPU = "$torch.device('cpu')"
+
+
+def expensive(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test by default on the first bundle found, and on the others with the slow tests."""
+    test.expensive = True  # type: ignore[attr-defined]
+    return test
 
 
 def quick(bundle: Bundle, **overrides: Any) -> ConfigWorkflow:
@@ -34,6 +43,37 @@ def reconstruct(workflow: ConfigWorkflow, measurement: Measurement, *, seed: int
         generator = torch.Generator().manual_seed(seed)
         result = workflow.inferer(measurement, workflow.parser.get_parsed_content("network"), generator=generator)
     return result.as_tensor()
+
+
+def applicability_faults(workflow: ConfigWorkflow, measurement: Measurement, targets: Sequence[str]) -> list[str]:
+    """Return where the computed capability and what happens part: it runs where it says so, and says why elsewhere."""
+    capability = workflow.inferer.capability
+    reasons = capability.refusals(measurement)
+    try:
+        result = reconstruct(workflow, measurement)
+    except Exception as error:
+        if not reasons:
+            return [f"the capability covers it, and it fails: {type(error).__name__}: {error}"]
+        if not isinstance(error, ValueError):
+            return [f"expected a ValueError, got {type(error).__name__}: {error}"]
+        return [f"expected the reason {reason!r}, got {error}" for reason in reasons if reason not in str(error)]
+    if reasons:
+        return [f"it runs, though its capability refuses: {'; '.join(reasons)}"]
+    space = measurement.space
+    faults = []
+    if tuple(result.shape) != (measurement.batch_size, *space.stack_shape):
+        faults.append(f"expected shape {(measurement.batch_size, *space.stack_shape)}, got {tuple(result.shape)}")
+    elif not torch.isfinite(result).all():
+        faults.append("expected finite values")
+    elif not capability.refusals(measurement, targets):
+        faults += [f"nothing reconstructed of {t!r}" for t in targets if float(result[:, space.channels(t)].std()) == 0]
+    return faults
+
+
+def source_of(workflow: ConfigWorkflow) -> Any:
+    """Return what turns an image stack into a measurement, or ``None`` for a method that takes measurements only."""
+    inferer = workflow.inferer
+    return getattr(inferer, "source", None) or getattr(getattr(inferer, "reconstructor", None), "source", None)
 
 
 def unmeasured_as_image(measurement: Measurement, truth: Tensor) -> Tensor:

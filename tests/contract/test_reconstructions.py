@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract.promises import is_stochastic, loss_without_weights, quick, reconstruct, unmeasured_as_image
+from contract.promises import (
+    applicability_faults,
+    is_stochastic,
+    loss_without_weights,
+    quick,
+    reconstruct,
+    source_of,
+    unmeasured_as_image,
+)
 from contract.reachability import leaks
+from monai.data import MetaTensor
 
 from multirecon import tasks
+from multirecon.reconstruction import SliceWise
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = tasks.names()
@@ -123,18 +133,7 @@ def question():
 def test_what_the_capability_says_is_what_happens(workflow, question, task_name):
     """A method runs on every task that its computed capability covers, and says why on every other."""
     task, measurement = question(task_name)
-    reasons = workflow.inferer.capability.refusals(measurement)
-    if reasons:
-        with pytest.raises(ValueError, match="cannot take this measurement") as caught:
-            reconstruct(workflow, measurement)
-        assert all(reason in str(caught.value) for reason in reasons)
-        return
-    result = reconstruct(workflow, measurement)
-    assert tuple(result.shape) == (1, *task.space.stack_shape)
-    assert torch.isfinite(result).all()
-    if not workflow.inferer.capability.refusals(measurement, task.targets):
-        for target in task.targets:
-            assert float(result[:, task.space.channels(target)].std()) > 0, f"nothing was reconstructed of {target}"
+    assert applicability_faults(workflow, measurement, task.targets) == []
 
 
 def test_every_bundle_has_a_task(workflow, question):
@@ -155,6 +154,32 @@ def test_inferer_takes_what_label_and_deploy_call_it_with(workflow, scan):
         by_position = workflow.inferer(measurement, network)
         by_name = workflow.inferer(inputs=measurement, network=network)
     assert torch.equal(by_position.as_tensor(), by_name.as_tensor())
+
+
+def test_images_come_back_on_their_own_grid(bundle, workflow, scan):
+    """What MONAI Label and Deploy hand over: a stack of slices, or a volume of any orientation."""
+    accepts = bundle.metadata["multirecon"].get("accepts")
+    source = source_of(workflow)
+    if accepts is not None:
+        assert ("image" in accepts) == (source is not None)
+    if source is None:
+        with pytest.raises(ValueError, match="expected a Measurement"), torch.no_grad():
+            workflow.inferer(scan[1], workflow.parser.get_parsed_content("network"))
+        return
+    _, truth = scan
+    network = workflow.parser.get_parsed_content("network")
+    with torch.no_grad():
+        result = workflow.inferer(MetaTensor(truth[:1]), network)
+        assert result.shape == truth[:1].shape
+        assert torch.isfinite(result.as_tensor()).all()
+        if isinstance(workflow.inferer, SliceWise):
+            # axes swapped and one flipped, three slices
+            volume = truth[:1].repeat_interleave(3, 0).permute(1, 3, 0, 2).flip(0)[None].contiguous()
+            affine = torch.tensor([[0, 0, -1.9, 80], [1.8, 0, 0, -70], [0, 5, 0, 3], [0, 0, 0, 1]], dtype=torch.float64)
+            result = workflow.inferer(MetaTensor(volume, affine=affine), network)
+            assert result.shape == volume.shape
+            assert torch.equal(result.affine, affine)
+            assert torch.isfinite(result.as_tensor()).all()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from contract.conftest import BUNDLES
+from contract.promises import BUNDLES
 
 from multirecon.bundle import CHECKS, discover
 from multirecon.bundle.contract import run_check

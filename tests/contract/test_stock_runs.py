@@ -6,10 +6,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from contract.promises import quick
+from contract.promises import expensive, quick
 from contract.stock import arguments, run_command
 
-from multirecon.bundle import load_network
+from multirecon.bundle import load_network, schema_path
 
 CPU = "$torch.device('cpu')"
 
@@ -72,6 +72,7 @@ def test_run_gives_the_same_images_from_any_directory(bundle, stock, data, expec
             assert image.get_data_dtype() == np.float32
 
 
+@expensive
 def test_run_in_a_process_of_its_own(bundle, data, expected, tmp_path):
     """The real command, from the worst directory."""
     done = run_command(options(bundle, data, tmp_path / "own"), folder_with_strangers(tmp_path))
@@ -89,6 +90,22 @@ def test_a_bundle_runs_from_where_it_was_copied_to(bundle, stock, data, expected
     assert done.code == 0, done.err
     assert_same(images(tmp_path / "copied"), expected)
     assert sorted(p.relative_to(copy) for p in copy.rglob("*") if "__pycache__" not in p.parts) == before
+
+
+def test_verification_commands(bundle, stock, tmp_path):
+    """MONAI's own, in the bundle's folder, with our schema in the place of the download."""
+    schema = Path(shutil.copy(schema_path(), tmp_path / "schema.json"))
+    files = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json"}
+    script = str(tmp_path / "model.ts")
+    commands = [
+        arguments("verify_metadata", meta_file=files["meta_file"], filepath=str(schema)),
+        ["verify_net_in_out", "network_def", *arguments("", **files)[1:]],
+        ["ckpt_export", "network_def", *arguments("", filepath=script, ckpt_file="models/model.pt", **files)[1:]],
+    ]
+    for words in commands:
+        done = stock.run(words, bundle.root)
+        assert done.code == 0, f"{words[0]}: {done.err}"
+    assert (tmp_path / "model.ts").stat().st_size > 0
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,17 @@ import zlib
 
 import pytest
 import torch
-from contract.promises import is_stochastic, loss_without_weights, quick, simulate, unmeasured_as_image
+from contract.promises import (
+    applicability_faults,
+    is_stochastic,
+    loss_without_weights,
+    quick,
+    simulate,
+    unmeasured_as_image,
+)
 from contract.reachability import leaks
 from contract.tiny_bundle import randomise, write_tiny
+from monai.data import MetaTensor
 
 from multirecon.blocks import Blocks
 from multirecon.likelihoods import BlockLikelihood, Gaussian
@@ -193,3 +201,18 @@ def test_randomness_without_the_generator_is_seen(tiny):
     call = "network(measurement.back_projection())"
     rewrite(tiny, call, f"{call} + torch.randn(1, generator=generator)")
     assert is_stochastic(quick(tiny), measurement)
+
+
+def test_capability_that_promises_too_much_or_too_little_is_caught(tiny):
+    workflow = quick(tiny)
+    measurement, _ = simulate(workflow, [0])
+    assert applicability_faults(workflow, measurement, ["flair"]) == []
+    call = "return network(measurement.back_projection())"
+    rewrite(tiny, call, "raise ValueError('I would rather not')")
+    assert "the capability covers it, and it fails" in applicability_faults(quick(tiny), measurement, ["flair"])[0]
+    rewrite(tiny, "raise ValueError('I would rather not')", "return 0 * measurement.back_projection()")
+    assert applicability_faults(quick(tiny), measurement, ["flair"]) == ["nothing reconstructed of 'flair'"]
+    rewrite(tiny, '{"masked_fourier", "identity"}', '{"identity"}')
+    workflow = quick(tiny)
+    workflow.inferer.__class__.__call__ = lambda self, inputs, *a, **k: MetaTensor(inputs.back_projection())
+    assert "it runs, though its capability refuses" in applicability_faults(workflow, measurement, ["flair"])[0]
