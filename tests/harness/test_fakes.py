@@ -125,7 +125,7 @@ def test_the_honest_bundle_is_measured(records):
         assert {"ssim", "nrmse", "psnr@centre"} <= set(record.metrics["t1"])
         assert 0 < record.seconds < 5
         assert record.peak_mb > 50
-        assert record.device == "cpu"
+        assert record.device == "cpu, 1 thread"
         assert record.versions["bundle"] == "0.1.0"
 
 

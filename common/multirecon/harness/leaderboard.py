@@ -169,7 +169,7 @@ def _row(
         sum(r.status == FAILED for r in mine),
         float(np.median(seconds)) if seconds else None,
         max(peaks, default=None),
-        ", ".join(sorted({r.device for r in good})),
+        "; ".join(sorted({r.device for r in good})),
     )
 
 
