@@ -1,9 +1,10 @@
 """Reconstruct the measured 8-coil k-space (MULTIRECON_REAL_DATA/kspace) and judge it by samples held out of it.
 
-    python ci/gallery_kspace.py OUT [--measurement FILE.h5]
+    python ci/gallery_kspace.py OUT [--measurement FILE.h5] [--result FILE.nii.gz]
 
-writes OUT/kspace_sense.png, prints the error on the held-out samples, and with --measurement stores the phase-absorbed
-measurement that `python -m monai.bundle run` of a reconstruction bundle reads.
+writes OUT/kspace_sense.png and prints the error on the held-out samples. With --measurement it stores the
+phase-absorbed measurement that `python -m monai.bundle run` of a reconstruction bundle reads; with --result it judges
+and draws what that bundle wrote.
 
 The data: 8 coils, 230 x 180, Poisson-disc sampled, from the sigpy MRI tutorial (mikgroup/sigpy-mri-tutorial, BSD-3).
 """
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import torch
 from torch import Tensor
 
@@ -131,6 +133,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the picture")
     parser.add_argument("--measurement", type=Path, help="also write the measurement file (.h5)")
+    parser.add_argument(
+        "--result", type=Path, help="also judge the image (.nii.gz) that a bundle made of it"
+    )
     arguments = parser.parse_args()
     folder = os.environ.get("MULTIRECON_REAL_DATA", "")
     if not (Path(folder) / FILE).is_file():
@@ -143,21 +148,19 @@ def main() -> int:
     real_image = sense(MaskedFourier(scan.kept, scan.maps), seen)
     print(f"acceleration {acceleration(scan.kept):.2f}, held out {int(scan.held_out.sum())} points, "
           f"sigma <= {scan.sigma:.4f}, noise floor <= {noise_floor(scan):.3f}")  # fmt: skip
-    for name, image, maps in (
+    images = [
         ("zero-filled", zero_filled, scan.complex_maps),
         ("CG-SENSE, complex image", complex_image, scan.complex_maps),
         ("CG-SENSE, real image", real_image, scan.maps),
-    ):
+    ]
+    if arguments.result is not None:
+        values = torch.from_numpy(nib.load(arguments.result).get_fdata(dtype="float32"))
+        images.append((f"bundle: {arguments.result.parent.name}", values.reshape(1, 1, *scan.kept.shape), scan.maps))
+    for name, image, maps in images:
         print(f"{name:26s} held-out error {held_out_error(scan, image, maps):.3f}")
-    draw(
-        arguments.out / "kspace_sense.png",
-        [
-            ("sampled points", scan.kept),
-            ("zero-filled", zero_filled[0, 0].abs()),
-            ("CG-SENSE, complex", complex_image[0, 0].abs()),
-            ("CG-SENSE, real", real_image[0, 0]),
-        ],
-    )
+    panels = [("sampled points", scan.kept)]
+    panels += [(name, image[0, 0].abs() if image.is_complex() else image[0, 0]) for name, image, _ in images]
+    draw(arguments.out / "kspace_sense.png", panels)
     if arguments.measurement is not None:
         as_measurement(scan).save(arguments.measurement)
     return 0
