@@ -133,9 +133,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the picture")
     parser.add_argument("--measurement", type=Path, help="also write the measurement file (.h5)")
-    parser.add_argument(
-        "--result", type=Path, help="also judge the image (.nii.gz) that a bundle made of it"
-    )
+    parser.add_argument("--result", type=Path, help="also judge the image (.nii.gz) that a bundle made of it")
     arguments = parser.parse_args()
     folder = os.environ.get("MULTIRECON_REAL_DATA", "")
     if not (Path(folder) / FILE).is_file():

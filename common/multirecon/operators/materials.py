@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import numpy as np
@@ -24,7 +24,7 @@ _ALUMINIUM = {10: 26.23, 15: 7.955, 20: 3.441, 30: 1.128, 40: 0.5685, 50: 0.3681
 _IODINE_BELOW = {10: 162.6, 15: 55.12, 20: 25.43, 30: 8.561, 33.1694: 6.553}
 _IODINE_ABOVE = {33.1694: 35.82, 40: 22.10, 50: 12.32, 60: 7.579, 80: 3.510, 100: 1.942, 150: 0.6978, 200: 0.3663}
 
-MATERIALS: dict[str, tuple[dict[float, float], ...]] = {
+MATERIALS: dict[str, tuple[Mapping[int, float] | Mapping[float, float], ...]] = {
     "water": (_WATER,),
     "bone": (_BONE,),
     "aluminium": (_ALUMINIUM,),

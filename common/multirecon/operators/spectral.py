@@ -163,7 +163,7 @@ class SpectralProjector(LinearOperator):
         """
         if not hasattr(self.projector, "subset"):
             raise ValueError(f"projector: expected one with subsets, got {type(self.projector).__name__}")
-        return SpectralProjector(self.projector.subset(index, count), self.channels)
+        return SpectralProjector(self.projector.subset(index, count), self.channels)  # type: ignore[operator]
 
     def _fold(self, x: Tensor) -> Tensor:
         return x.reshape(-1, 1, *x.shape[2:])

@@ -29,11 +29,11 @@ def test_crop_kspace_has_no_hidden_shift():
 
 def test_noise_is_tied_to_task_sample_repeat_and_block():
     fine = {"flair": torch.rand(2, 1, 64, 64)}
-    make = (
-        lambda key, ids, repeat=0: Acquisition(SPACE, {"flair": CartesianMR(4)}, key=key, oversample=2)(  # noqa: E731
-            {"flair": fine["flair"][: len(ids)]}, ids, repeat=repeat
-        )
-    )
+
+    def make(key, ids, repeat=0):
+        acquisition = Acquisition(SPACE, {"flair": CartesianMR(4)}, key=key, oversample=2)
+        return acquisition({"flair": fine["flair"][: len(ids)]}, ids, repeat=repeat)
+
     base = make("task", ["a", "b"])
     assert make("task", ["a", "b"]).fingerprint() == base.fingerprint()
     assert torch.equal(make("task", ["a"]).y["flair"][0], base.y["flair"][0])
