@@ -26,6 +26,10 @@ class Likelihood(nn.Module):
 
     kind: ClassVar[str] = ""
 
+    def data_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of one datum for a predictor of ``shape`` (both without the batch axis)."""
+        return tuple(shape)
+
     def mean(self, z: Tensor) -> Tensor:
         """Return the expected data ``E[y | z]``, shaped like the data."""
         raise NotImplementedError

@@ -70,6 +70,10 @@ class PolyenergeticPoisson(Likelihood):
         """Number of materials ``M``."""
         return self.attenuation.shape[0]
 
+    def data_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return ``(K, ...)`` for a predictor ``(M, ...)``."""
+        return (self.num_bins, *shape[1:])
+
     def mean(self, z: Tensor) -> Tensor:
         """Return the expected counts ``(B, K, ...)`` behind ``z`` ``(B, M, ...)`` in g/cm^2."""
         primary = torch.einsum("ke,be...->bk...", self.spectrum.to(z), self._transmission(z))

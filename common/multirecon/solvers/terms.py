@@ -67,8 +67,13 @@ class DataTerm:
         else:
             if isinstance(likelihood, BlockLikelihood) or isinstance(y, Blocks):
                 raise ValueError("likelihood and y: expected a likelihood and a tensor for a plain operator")
-            self.terms = [Term("", slice(None), operator, likelihood, operator.check_range(y))]
+            self.terms = [Term("", slice(None), operator, likelihood, y)]
             batch = y.shape[0]
+        for term in self.terms:
+            expected = term.likelihood.data_shape(term.operator.range_shape)
+            if tuple(term.y.shape[1:]) != expected:
+                raise ValueError(f"y {term.name!r}: expected shape (B, {', '.join(map(str, expected))}), "
+                                 f"got {tuple(term.y.shape)}")  # fmt: skip
         self.shape = (batch, *operator.domain_shape)
 
     @classmethod
@@ -160,8 +165,7 @@ def _subset(term: Term, index: int, count: int) -> Term:
             raise ValueError(f"{part} {term.name!r}: expected one with ordered subsets, got {type(owner).__name__}")
     operator = term.operator.subset(index, count)  # type: ignore[operator]
     likelihood = term.likelihood.subset(index, count)  # type: ignore[operator]
-    y = operator.check_range(term.y[..., index::count, :])
-    return Term(term.name, term.channels, operator, likelihood, y)
+    return Term(term.name, term.channels, operator, likelihood, term.y[..., index::count, :])
 
 
 def _poisson(term: Term) -> Poisson:

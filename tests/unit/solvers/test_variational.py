@@ -18,7 +18,7 @@ from multirecon.likelihoods import (
     TransmissionPoisson,
     gaussian_approximation,
 )
-from multirecon.operators import BlockDiagonal, Diagonal, Identity
+from multirecon.operators import BlockDiagonal, Diagonal, Identity, SpectralProjector
 from multirecon.solvers import (
     admm,
     data_proximal,
@@ -29,6 +29,7 @@ from multirecon.solvers import (
     map_em,
     mlem,
     pdhg,
+    separable_surrogate,
     sirt,
 )
 from multirecon.space import ImageSpace
@@ -310,6 +311,29 @@ def test_counts_are_decomposed_ray_by_ray() -> None:
     errors = torch.einsum("bmvs,bmnvs,bnvs->bvs", noisy - truth, information, noisy - truth)
     assert errors.mean().item() == pytest.approx(2.0, rel=0.1)
     assert decompose_counts(likelihood.float(), likelihood.mean(truth.float()))[0].dtype is torch.float32
+
+
+def test_materials_are_reconstructed_in_one_step_from_more_bins_than_materials() -> None:
+    energies = torch.linspace(30, 110, 9)
+    spectrum = 1e4 * torch.stack([torch.exp(-((energies - c) ** 2) / 300) for c in (40.0, 70.0, 100.0)])
+    kappa = torch.stack([0.2 + 60 / energies**1.7, 0.15 + 900 / energies**2.2])
+    likelihood = PolyenergeticPoisson(spectrum, kappa).double()
+    ray = Dense(nonnegative(30, 20) / 2, SHAPE, DATA)
+    operator = SpectralProjector(ray, 2)
+    truth = torch.rand(2, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = likelihood.mean(operator(truth))
+    values: list[float] = []
+    x = separable_surrogate(
+        operator, likelihood, y, iterations=300,
+        callback=lambda k, v, info: values.append(likelihood.nll(operator(v), y).sum().item()),
+    )  # fmt: skip
+    assert values[-1] < 1e-3 * values[0]
+    fast = fista(operator, likelihood, y, NonNegativity(), iterations=400)
+    assert (likelihood.nll(operator(fast), y) < 0.2).all()
+    assert (fast - truth).norm() < 0.05 * truth.norm()
+    assert (x - truth).norm() < 0.3 * truth.norm()
+    with pytest.raises(ValueError, match="y"):
+        fista(operator, likelihood, y[:, :2])
 
 
 def test_gaussian_approximations() -> None:
