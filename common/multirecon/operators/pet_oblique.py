@@ -176,11 +176,13 @@ class ObliquePlanes:
         # row (p, s) of the columns holds slice s of every slab: one run of memory for each pixel and slice
         window = (*both.shape[:1], g.slab, g.planes, 2 * k)
         stride = (both.stride(0), 2 * k, g.slices_per_ring * 2 * k, 1)
+        columns = x.new_empty(window)  # filled again for every symmetry: fresh memory costs more than the copy
         folded = x.new_empty(len(m.pixels), n, g.planes, k, 2)
         for pixel, turned, y in zip(m.pixels, m.turned, folded, strict=True):
             copies = both if m.trivial else both.index_select(0, pixel)
-            columns = copies.as_strided(window, stride).reshape(-1, 2 * k * g.planes)
-            _unmirror(sparse_product(m.pair.matrix, columns).view_as(y), turned, out=y)
+            columns.copy_(copies.as_strided(window, stride))
+            product = sparse_product(m.pair.matrix, columns.view(-1, 2 * k * g.planes))
+            _unmirror(product.view_as(y), turned, out=y)
         return folded.flatten(0, 1).index_select(0, m.source)
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -190,11 +192,11 @@ class ObliquePlanes:
         folded = y.new_zeros(len(m.pixels), n, g.planes, k, 2)  # lines with a symmetry of their own leave zeros
         folded.flatten(0, 1).index_copy_(0, m.source, y)
         total = y.new_zeros(m.pixels.shape[1], g.slab * g.planes * k * 2)
-        spare = torch.empty_like(folded[0])
+        spare, moved = torch.empty_like(folded[0]), torch.empty_like(total)
         for inverse, turned, z in zip(m.inverse, m.turned, folded, strict=True):
             _mirror(z, turned, out=spare)
             columns = sparse_product(m.pair.transpose, spare.view(n, -1)).view_as(total)
-            total += columns if m.trivial else columns.index_select(0, inverse)
+            total += columns if m.trivial else torch.index_select(columns, 0, inverse, out=moved)
         slabs = total.view(-1, g.slab, g.planes, k, 2)
         both = y.new_zeros(len(slabs), g.slices_per_ring * (g.rings - 1) + 1, k, 2)
         span = g.slices_per_ring * (g.planes - 1) + 1
