@@ -94,8 +94,9 @@ class TrainingState:
         self.network, self.optimizer, self.average = network, optimizer, average
         self.interval_s, self.decay, self.write = interval_s, decay, write
         self.decay_start: int | None = None
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self._begin = self._saved = time.monotonic()
+        self._cpu_begin = time.process_time()
         self._handlers: dict[int, Any] = {}
 
     @property
@@ -103,9 +104,10 @@ class TrainingState:
         """File of the current phase."""
         return self.folder / ("decay.pt" if self.decay else "last.pt")
 
-    def elapsed(self) -> float:
-        """Return the seconds trained so far, all runs together."""
-        return self.seconds + time.monotonic() - self._begin
+    def elapsed(self) -> tuple[float, float]:
+        """Return the wall-clock and processor seconds of this process so far, all runs together."""
+        wall = self.seconds + time.monotonic() - self._begin
+        return wall, self.cpu_seconds + time.process_time() - self._cpu_begin
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, before everything that needs the restored step."""
@@ -145,11 +147,13 @@ class TrainingState:
             self.optimizer.load_state_dict(state["optimizer"])
             engine.state.iteration = state["step"]
             engine.state.epoch = state["step"] // engine.state.epoch_length
-            self.seconds, self.decay_start = state["seconds"], state["decay_start"]
+            self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
+            self.decay_start = state["decay_start"]
             _log.info("resumed at step %d from %s", state["step"], source)
         if self.decay and self.decay_start is None:
             self.decay_start = engine.state.iteration
         self._begin = self._saved = time.monotonic()
+        self._cpu_begin = time.process_time()
 
     def _periodic(self, engine: Engine) -> None:
         if time.monotonic() - self._saved >= self.interval_s:
@@ -160,9 +164,11 @@ class TrainingState:
         if not self.write:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        wall, processor = self.elapsed()
         state = {
             "step": engine.state.iteration,
-            "seconds": self.elapsed(),
+            "seconds": wall,
+            "cpu_seconds": processor,
             "decay_start": self.decay_start,
             "network": self.network.state_dict(),
             "average": self.average.averaged.state_dict(),
@@ -285,9 +291,11 @@ class TrainingCurve:
         self._losses.clear()
         if not self.write:
             return
+        wall, processor = self.state.elapsed()
         row: dict[str, Any] = {
             "step": engine.state.iteration,
-            "seconds": round(self.state.elapsed(), 1),
+            "seconds": round(wall, 1),
+            "cpu_seconds": round(processor, 1),
             "lr": f"{self.state.optimizer.param_groups[0]['lr']:.3e}",
             "train_loss": round(loss, 5),
         }
@@ -329,7 +337,8 @@ def export_weights(folder: str | os.PathLike[str], target: str | os.PathLike[str
     with atomic_path(target) as draft:
         torch.save(weights, draft)
     size = Path(target).stat().st_size / 1e6
-    hours = state["seconds"] / 3600
-    line = f"{target}: {size:.2f} MB, averaged weights of step {state['step']} ({hours:.2f} h) from {states[0].name}"
+    wall, processor = state["seconds"] / 3600, state["cpu_seconds"] / 3600
+    line = f"{target}: {size:.2f} MB, averaged weights of step {state['step']} from {states[0].name}"
+    line += f" ({wall:.2f} h, {processor:.2f} h of one processor)"
     _log.info(line)
     return line

@@ -110,10 +110,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert not same(net, average.model)
     rows = list(csv.DictReader((tmp_path / "b" / "curve.csv").open()))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
-    assert set(rows[0]) == {"step", "seconds", "lr", "train_loss", "psnr_mean", "psnr_0.1", "psnr_1"}
+    assert set(rows[0]) == {"step", "seconds", "cpu_seconds", "lr", "train_loss", "psnr_mean", "psnr_0.1", "psnr_1"}
     assert float(rows[0]["psnr_mean"]) == pytest.approx(
         (float(rows[0]["psnr_0.1"]) + float(rows[0]["psnr_1"])) / 2, abs=2e-3
     )
+    assert 0 < float(rows[0]["cpu_seconds"]) < float(rows[-1]["cpu_seconds"])
     assert [p.name for p in sorted((tmp_path / "b").iterdir())] == ["curve.csv", "last.pt"]
 
 
