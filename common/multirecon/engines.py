@@ -17,7 +17,7 @@ from monai.data import list_data_collate
 from monai.engines import PrepareBatch
 from torch import Tensor
 
-from .acquisition import Acquisition
+from .acquisition import Acquisition, fine_maps
 from .files import atomic_path
 from .measurement import Measurement
 from .space import ImageSpace
@@ -54,7 +54,8 @@ class PrepareMeasurement(PrepareBatch):
 
     A batch holds either ``"image"``: a Measurement read from a file (without truth), or ``"image"``: true stacks
     ``(B, C, *shape)`` with ``"fine"``: the same on the acquisition's finer grid (by channel, or a dictionary by name);
-    these are measured by ``acquisition``. Without an acquisition the stack itself is handed on.
+    these are measured by ``acquisition``, which also gets the fine maps beside the stack (``"attenuation_fine"`` as
+    ``"attenuation"``). Without an acquisition the stack itself is handed on.
 
     Args:
         acquisition: simulated scans.
@@ -98,6 +99,7 @@ class PrepareMeasurement(PrepareBatch):
                 f"batch: expected 'fine' images refined {self.acquisition.oversample}x, got {sorted(batchdata)}"
             )
         maps = dict(fine) if isinstance(fine, Mapping) else _by_name(fine, names, space)
+        maps = {**fine_maps(batchdata), **maps}
         self._calls += 1
         measurement = self.acquisition(
             {n: _plain(t) for n, t in maps.items()},

@@ -32,7 +32,7 @@ class Measurement:
     r"""What a scanner hands over: ``y ~ p(y | A x)``, and nothing computed from the truth.
 
     Args:
-        y: measured blocks, each ``(B, *range_shape)``.
+        y: measured blocks, each ``(B, *range_shape)`` (of a spectral likelihood: energy bins in place of materials).
         operator: the block-diagonal model ``A`` on the stack of ``operator.space``.
         likelihood: one likelihood for every block.
         metadata: plain values for provenance (scanner, ``"simulated": true``); never used by a reconstructor.
@@ -60,9 +60,9 @@ class Measurement:
             raise ValueError(f"blocks: expected the same names in data, operator and likelihood, got {list(self.y)}, "
                              f"{list(self.operator.names)}, {list(self.likelihood.names)}")  # fmt: skip
         for name, operator in self.operator.items():
-            datum = self.y[name]
-            if tuple(datum.shape[1:]) != operator.range_shape:
-                raise ValueError(f"y[{name!r}]: expected shape (B, {', '.join(map(str, operator.range_shape))}), "
+            datum, expected = self.y[name], self.likelihood[name].data_shape(operator.range_shape)
+            if tuple(datum.shape[1:]) != expected:
+                raise ValueError(f"y[{name!r}]: expected shape (B, {', '.join(map(str, expected))}), "
                                  f"got {tuple(datum.shape)}")  # fmt: skip
             if not torch.isfinite(torch.view_as_real(datum) if datum.is_complex() else datum).all():
                 raise ValueError(f"y[{name!r}]: expected finite data, got NaN or Inf")

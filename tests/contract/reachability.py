@@ -107,7 +107,7 @@ def leaks(truth: Tensor, *roots: Any, own: tuple[str, ...] = OWN) -> list[str]:
 
 def _tells(tensor: Tensor, truth: Tensor) -> bool:
     """Whether a tensor, its storage, or the graph behind it holds a channel of the truth, at any refinement."""
-    tensor = tensor.detach()
+    tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().values()  # of a sparse matrix
     parts = [tensor.real, tensor.imag, tensor.abs()] if tensor.is_complex() else [tensor]
     return any(_close(part.double().cpu(), truth) for part in parts) or _in_storage(tensor, truth)
 

@@ -3,23 +3,35 @@
 from .base import (
     Acquisition,
     CleanImage,
+    InverseCrime,
     Scan,
     ScanContext,
     ScanResult,
     block_mean,
+    fine_maps,
     keyed_generator,
 )
-from .ct import ParallelCT
+from .ct import FanCT, ParallelCT
+from .misregistration import Misregistered
 from .mr import CartesianMR
+from .pet import PETScan
+from .spectral import PolyenergeticCT, SpectralSlices
 
 __all__ = [
     "Acquisition",
     "CartesianMR",
     "CleanImage",
+    "FanCT",
+    "InverseCrime",
+    "Misregistered",
+    "PETScan",
     "ParallelCT",
+    "PolyenergeticCT",
     "Scan",
     "ScanContext",
     "ScanResult",
+    "SpectralSlices",
     "block_mean",
+    "fine_maps",
     "keyed_generator",
 ]

@@ -22,7 +22,19 @@ from ..measurement import Measurement
 from ..operators import BlockDiagonal, Identity, LinearOperator
 from ..space import ImageSpace
 
-__all__ = ["Acquisition", "CleanImage", "Scan", "ScanContext", "ScanResult", "block_mean", "keyed_generator"]
+__all__ = [
+    "Acquisition",
+    "CleanImage",
+    "InverseCrime",
+    "Scan",
+    "ScanContext",
+    "ScanResult",
+    "block_mean",
+    "fine_maps",
+    "keyed_generator",
+]
+
+_FINE = "_fine"
 
 
 def keyed_generator(*key: object) -> torch.Generator:
@@ -39,6 +51,15 @@ def block_mean(x: Tensor, factor: int) -> Tensor:
     return pool(x, factor)
 
 
+def fine_maps(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the true fine maps beside the image stack: a batch's ``"attenuation_fine"`` serves as ``"attenuation"``.
+
+    Args:
+        batch: collated items of a data set; of these the tensors whose key ends in ``_fine``, ``(B, channels, *fine)``.
+    """
+    return {k.removesuffix(_FINE): t for k, t in batch.items() if k.endswith(_FINE) and isinstance(t, Tensor)}
+
+
 @dataclass(frozen=True)
 class ScanContext:
     """What one scan of one sample may look at while it simulates.
@@ -48,7 +69,8 @@ class ScanContext:
         space: the method's image space.
         oversample: refinement of the grid that ``fine`` lives on.
         generator: random numbers of this (task, sample, repeat, block).
-        fine: the true fine stack ``(1, C', *fine)`` by name, for physics that couples modalities (PET attenuation).
+        fine: true fine maps ``(1, channels, *fine)`` by name, for physics that couples modalities: the stack, and
+            ``"attenuation"`` (511 keV, 1/cm) or ``"materials"`` (g/cm^3) where the data set has them.
         measured: blocks already simulated for this sample, by name (attenuation from the measured CT).
     """
 
@@ -82,6 +104,14 @@ class Scan:
         """
         raise NotImplementedError
 
+    def describe(self) -> str:
+        """Return in a few words what is measured."""
+        raise NotImplementedError
+
+    def mismatch(self) -> tuple[str, ...]:
+        """Return what the data hold and the model does not know, the finer grid apart."""
+        return ()
+
 
 class CleanImage(Scan):
     """The modality is available as an image: ``A = I`` and no noise (or white noise of a stated level).
@@ -99,6 +129,38 @@ class CleanImage(Scan):
         image = block_mean(fine, context.oversample)
         y = self.likelihood.sample(image, context.generator)
         return ScanResult(y, Identity(image.shape[1:]), Gaussian(self.sigma))
+
+    def describe(self) -> str:
+        """Return in a few words what is measured."""
+        return f"image with noise of {self.sigma:g}" if self.sigma else "clean image"
+
+
+class InverseCrime(Scan):
+    """Data drawn from the very model that is handed over, on the method's own grid: the error that scans here avoid.
+
+    It measures how much the avoided error matters, and tests models against their own noise; no task uses it.
+
+    Args:
+        scan: the scan whose model and noise are used.
+
+    References:
+        colton1998
+    """
+
+    def __init__(self, scan: Scan) -> None:
+        self.scan = scan
+
+    def acquire(self, fine: Tensor, context: ScanContext) -> ScanResult:
+        """Return the scan's model with data of the block mean of the fine image."""
+        result = self.scan.acquire(fine, context)
+        image = block_mean(fine, context.oversample)
+        with torch.no_grad():
+            y = result.likelihood.sample(result.operator(image), context.generator)
+        return ScanResult(y, result.operator, result.likelihood)
+
+    def describe(self) -> str:
+        """Return in a few words what is measured."""
+        return f"{self.scan.describe()} (inverse crime)"
 
 
 class Acquisition:
@@ -138,6 +200,11 @@ class Acquisition:
     def fine_shape(self) -> tuple[int, ...]:
         """Shape of the grid that the truth must live on."""
         return tuple(n * self.oversample for n in self.space.shape)
+
+    def with_inverse_crime(self) -> Acquisition:
+        """Return the acquisition whose data come from the models handed over; see :class:`InverseCrime`."""
+        scans = {name: InverseCrime(scan) for name, scan in self.scans.items()}
+        return Acquisition(self.space, scans, key=self.key, oversample=self.oversample)
 
     def __call__(
         self,

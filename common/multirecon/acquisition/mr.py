@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import pi
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..likelihoods import Gaussian
 from ..operators import MaskedFourier
-from ..operators.coils import birdcage_maps, smooth_phase
+from ..operators.coils import birdcage_maps, estimate_maps, smooth_phase
 from ..operators.fourier import centred_fft
-from ..operators.masks import equispaced_mask, random_mask
+from ..operators.masks import equispaced_mask, poisson_disc_mask, random_mask
 from .base import Scan, ScanContext, ScanResult, block_mean
 
 __all__ = ["CartesianMR", "crop_kspace"]
+
+PATTERNS = ("equispaced", "random", "poisson_disc")
+MAPS = ("true", "estimated")
+MINIMUM_CALIBRATION = 12  # two kernels of the map estimation
 
 
 def crop_kspace(fine: Tensor, shape: Sequence[int], oversample: int) -> Tensor:
@@ -50,41 +55,63 @@ class CartesianMR(Scan):
     r"""Undersampled multi-coil k-space: ``y = M F S (x e^{i phi}) + n``, simulated on the finer grid.
 
     The object carries a smooth random phase; the operator handed over has the phase absorbed in its maps, so that the
-    unknown is real. The paper's family knows the maps exactly (``maps="true"``, averaged to the method's grid).
+    unknown is real. The paper's family knows the maps exactly (``maps="true"``, averaged to the method's grid); the
+    clinical one estimates them from the calibration lines of these noisy data (``maps="estimated"``).
+
+    A setting that takes a list is drawn from it anew for every sample, evenly (training over a range of scans).
 
     Args:
-        acceleration: spacing of the sampled columns outside the calibration block.
+        acceleration: spacing of the sampled columns outside the calibration block; for ``"random"`` columns and
+            ``"poisson_disc"`` points that of the whole mask. A number or a list.
         coils: number of receive coils (birdcage).
         radius: relative coil radius.
-        sigma: noise standard deviation on the real and on the imaginary part of each sample, image scale 1.
-        center_lines: fully sampled columns around the zero frequency.
-        pattern: ``"equispaced"`` or ``"random"`` columns.
+        sigma: noise standard deviation on the real and on the imaginary part of each sample, image scale 1. A number
+            or a list.
+        center_lines: fully sampled columns around the zero frequency (side of the fully sampled square for
+            ``"poisson_disc"``). A number or a list.
+        pattern: ``"equispaced"`` or ``"random"`` columns, or ``"poisson_disc"`` points (the slice then lies across the
+            readout of a 3D scan, with two phase-encoding axes).
         phase: root mean square of the object's smooth phase in radians; 0 switches it off.
+        maps: ``"true"`` or ``"estimated"``.
+
+    Raises:
+        ValueError: on an unknown pattern, or estimated maps without enough calibration lines.
 
     References:
-        Pruessmann1999, any2all
+        pruessmann1999, uecker2014, any2all
+
+    Example:
+        >>> CartesianMR([3, 4, 6], sigma=[0.005, 0.02], center_lines=24, maps="estimated").coils
+        8
     """
 
     def __init__(
         self,
-        acceleration: int,
+        acceleration: float | Sequence[float],
         *,
         coils: int = 8,
         radius: float = 1.5,
-        sigma: float = 0.01,
-        center_lines: int = 0,
+        sigma: float | Sequence[float] = 0.01,
+        center_lines: int | Sequence[int] = 0,
         pattern: str = "equispaced",
         phase: float = pi / 3,
+        maps: str = "true",
     ) -> None:
-        if pattern not in ("equispaced", "random"):
-            raise ValueError(f"pattern: expected 'equispaced' or 'random', got {pattern!r}")
-        self.acceleration = acceleration
+        if pattern not in PATTERNS:
+            raise ValueError(f"pattern: expected one of {PATTERNS}, got {pattern!r}")
+        if maps not in MAPS:
+            raise ValueError(f"maps: expected one of {MAPS}, got {maps!r}")
+        self.acceleration = _choices(acceleration, "acceleration")
         self.coils = coils
         self.radius = radius
-        self.sigma = sigma
-        self.center_lines = center_lines
+        self.sigma = _choices(sigma, "sigma")
+        self.center_lines = tuple(int(n) for n in _choices(center_lines, "center_lines"))
         self.pattern = pattern
         self.phase = phase
+        self.maps = maps
+        if maps == "estimated" and min(self.center_lines) < MINIMUM_CALIBRATION:
+            raise ValueError(f"center_lines: expected at least {MINIMUM_CALIBRATION} to estimate maps from, "
+                             f"got {list(self.center_lines)}")  # fmt: skip
 
     def acquire(self, fine: Tensor, context: ScanContext) -> ScanResult:
         """Simulate one slice ``(1, 1, *fine)``; returns k-space ``(1, coils, *shape)``."""
@@ -95,14 +122,62 @@ class CartesianMR(Scan):
             maps = maps * torch.polar(torch.ones_like(angle), angle)
         kspace = crop_kspace(centred_fft(fine * maps, len(shape)), shape, factor)
         mask = self._mask(shape, context.generator).to(fine.device)
-        likelihood = Gaussian(self.sigma, support=mask.reshape(1, 1, *mask.shape))
+        level = _pick(self.sigma, context.generator)
+        sigma: float | Tensor = level
+        if len(self.sigma) > 1:  # samples of a batch differ: one value a sample
+            sigma = torch.full((1,) * (2 + len(shape)), level, device=fine.device)
+        likelihood = Gaussian(sigma, support=mask.reshape(1, 1, *mask.shape))
         y = likelihood.sample(kspace * mask, context.generator)
-        coarse_maps = torch.view_as_complex(
-            torch.stack([block_mean(part[None], factor)[0] for part in (maps.real, maps.imag)], dim=-1)
-        )
-        return ScanResult(y, MaskedFourier(mask, coarse_maps[None]), likelihood)
+        known = self._estimate(y) if self.maps == "estimated" else _averaged(maps, factor)
+        same = self.pattern == "equispaced" and len(self.acceleration) == len(self.center_lines) == 1
+        return ScanResult(y, MaskedFourier(mask if same else mask[None], known[None]), likelihood)
+
+    def describe(self) -> str:
+        """Return in a few words what is measured."""
+        lines = f", {_listed(self.center_lines)} centre lines" if max(self.center_lines) else ""
+        return (f"{_listed(self.acceleration)}x {self.pattern.replace('_', '-')} k-space{lines}, {self.coils} coils, "
+                f"noise {_listed(self.sigma)}, {self.maps} maps")  # fmt: skip
+
+    def mismatch(self) -> tuple[str, ...]:
+        """Return what the data hold and the model does not know."""
+        return ("maps and phase from the calibration lines",) if self.maps == "estimated" else ()
+
+    @staticmethod
+    def _estimate(y: Tensor) -> Tensor:
+        """Return the maps ``(coils, *shape)`` that the calibration lines of the data tell, phase absorbed."""
+        return estimate_maps(y[0])
 
     def _mask(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        acceleration = _pick(self.acceleration, generator)
+        lines = _pick(self.center_lines, generator)
         if self.pattern == "random":
-            return random_mask(shape, self.acceleration, center_lines=self.center_lines, generator=generator)
-        return equispaced_mask(shape, self.acceleration, center_lines=self.center_lines)
+            return random_mask(shape, acceleration, center_lines=lines, generator=generator)
+        if self.pattern == "poisson_disc":
+            return poisson_disc_mask(shape, acceleration, generator, calibration=(lines, lines))
+        return equispaced_mask(shape, acceleration, center_lines=lines)
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _choices(value: Number | Sequence[Number], name: str) -> tuple[Number, ...]:
+    choices = (value,) if isinstance(value, (int, float)) else tuple(value)
+    if not choices or min(choices) < 0:
+        raise ValueError(f"{name}: expected a number >= 0 or a list of such, got {value!r}")
+    return choices
+
+
+def _listed(choices: Sequence[float]) -> str:
+    return "/".join(f"{c:g}" for c in choices)
+
+
+def _pick(choices: Sequence[Number], generator: torch.Generator) -> Number:
+    """Return one of the choices; a single one draws nothing, so that its noise stays what it was."""
+    if len(choices) == 1:
+        return choices[0]
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+
+def _averaged(maps: Tensor, factor: int) -> Tensor:
+    parts = [block_mean(part[None], factor)[0] for part in (maps.real, maps.imag)]
+    return torch.view_as_complex(torch.stack(parts, dim=-1))

@@ -20,16 +20,19 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 from .. import acquisition as acquisition_package
-from ..acquisition import Acquisition
+from ..acquisition import Acquisition, CleanImage, fine_maps
 from ..measurement import Measurement
 from ..space import ImageSpace
 
-__all__ = ["TARGETS", "Task", "load", "names", "schema"]
+__all__ = ["TARGETS", "Task", "load", "names", "replace_table", "schema", "table"]
 
 TARGETS = frozenset(
     {"multirecon.space.ImageSpace", "multirecon.data.datasets.PhantomSlices"}
     | {f"multirecon.acquisition.{name}" for name in acquisition_package.__all__}
 )
+
+
+FAMILIES = ("mr", "ct", "pet", "pet_mr", "pet_ct", "spectral_ct", "synthesis")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +72,13 @@ class Task:
 
     def measure(self, item: Mapping[str, Any], repeat: int = 0) -> tuple[Measurement, Tensor]:
         """Return the measurement (a batch of one) of a sample and its truth ``(1, C, *shape)``."""
-        names = self.config["dataset"].get("modalities", list(self.space.names))
-        fine, image = item["fine"][None], item["image"][None]
-        maps = dict(zip(names, fine.split(1, dim=1), strict=True))
-        affine = item.get("affine")
-        measurement = self.acquisition(maps, [str(item["id"])], repeat=repeat, affine=affine)
-        index = [names.index(n) for n in self.space.names]
-        return measurement, torch.as_tensor(image[:, index])
+        names = list(self.config["dataset"].get("modalities", self.space.names))
+        widths = [self.space[n].channels if n in self.space else 1 for n in names]
+        batch = {key: value[None] for key, value in item.items() if isinstance(value, Tensor)}
+        maps = {**fine_maps(batch), **dict(zip(names, batch["fine"].split(widths, dim=1), strict=True))}
+        measurement = self.acquisition(maps, [str(item["id"])], repeat=repeat, affine=item.get("affine"))
+        channels = dict(zip(names, batch["image"].split(widths, dim=1), strict=True))
+        return measurement, torch.cat([channels[n] for n in self.space.names], dim=1)
 
 
 def names() -> list[str]:
@@ -90,6 +93,49 @@ SCHEMA = "task.schema.json"
 def schema() -> dict[str, Any]:
     """Return the JSON schema of task files."""
     return json.loads(resources.files(__name__).joinpath(SCHEMA).read_text(encoding="utf-8"))
+
+
+_HEADER = ("task", "family", "measured", "missing", "targets", "data hold, model does not", "noise key")
+_MARKS = "<!-- table of tasks: begin -->", "<!-- table of tasks: end -->"
+
+
+def table() -> str:
+    """Return the catalogue of the package's tasks as a Markdown table, ordered by family and name."""
+    tasks = sorted((load(name) for name in names()), key=lambda t: (FAMILIES.index(t.config["family"]), t.name))
+    rows = [_HEADER, ("---",) * len(_HEADER), *(_row(task) for task in tasks)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def replace_table(page: str) -> str:
+    """Return the text of ``docs/tasks.md`` with the table of this version between its marks.
+
+    Raises:
+        ValueError: if the page lacks the marks.
+    """
+    begin, end = _MARKS
+    head, mark, rest = page.partition(begin)
+    _, other, tail = rest.partition(end)
+    if not mark or not other:
+        raise ValueError(f"page: expected the marks {begin!r} and {end!r}")
+    return f"{head}{begin}\n\n{table()}\n\n{end}{tail}"
+
+
+def _row(task: Task) -> tuple[str, ...]:
+    scans = task.acquisition.scans
+    clean = [name for name, scan in scans.items() if scan.describe() == CleanImage().describe()]
+    data = [f"`{name}`: {scan.describe()}" for name, scan in scans.items() if name not in clean]
+    given = [f"clean {', '.join(f'`{n}`' for n in clean)}"] if clean else []
+    missing = [f"`{n}`" for n in task.space.names if n not in scans]
+    unknown = [f"`{name}`: {', '.join(m)}" for name, scan in scans.items() if (m := scan.mismatch())]
+    return (
+        f"`{task.name}`",
+        str(task.config["family"]),
+        "; ".join(data + given),
+        ", ".join(missing),
+        ", ".join(f"`{n}`" for n in task.targets),
+        "; ".join(unknown),
+        f"`{task.acquisition.key}`",
+    )
 
 
 def load(task: str | os.PathLike[str]) -> Task:

@@ -1,0 +1,111 @@
+import pytest
+import torch
+from synthetic_head import fine_maps, pearson
+
+from multirecon.acquisition import Acquisition, InverseCrime, PolyenergeticCT, SpectralSlices, block_mean
+from multirecon.likelihoods import PolyenergeticPoisson, log_transform
+from multirecon.measurement import Measurement
+from multirecon.operators import mass_attenuation
+from multirecon.space import ImageSpace, Modality
+
+BINS = {"kvp": 120.0, "thresholds_kev": [20.0, 50.0, 80.0]}
+ENERGIES = [44.0, 64.0, 92.0]
+MATERIALS = fine_maps(96)["materials"]
+KAPPA = mass_attenuation(("water", "bone"), ENERGIES)
+BINNED = torch.einsum("mk,bmhw->bkhw", KAPPA, MATERIALS)
+
+
+def space(name, channels, size=48):
+    return ImageSpace([Modality(name, channels=channels, unit="1/cm")], (size, size), (240 / size, 240 / size))
+
+
+def effective(scan, image=BINNED, materials=MATERIALS):
+    fine = {"ct_bins": image, "materials": materials}
+    return Acquisition(space("ct_bins", image.shape[1]), {"ct_bins": scan}, key="t", oversample=2)(fine, ["a"])
+
+
+def test_counts_are_shared_among_the_bins():
+    measurement = effective(PolyenergeticCT(24, **BINS, photons=1e5, energies_kev=ENERGIES))
+    y = measurement.y["ct_bins"]
+    assert y.shape[:3] == (1, 3, 24)
+    assert torch.equal(y, y.round())
+    assert float(y[..., 0].sum(1).mean()) == pytest.approx(1e5, rel=0.01)
+    # the beam hardens: the lowest bin loses most behind the head
+    middle = y.shape[-1] // 2
+    share = y[..., middle].mean(-1) / y[..., 0].mean(-1)
+    assert share[0, 0] < share[0, 1] < share[0, 2]
+
+
+def test_water_behind_a_polyenergetic_beam_looks_monoenergetic_after_correction():
+    water = torch.zeros_like(MATERIALS)
+    water[:, 0] = (MATERIALS[:, 0] > 0.2).float()
+    image = torch.einsum("mk,bmhw->bkhw", KAPPA, water)
+    scan = PolyenergeticCT(24, **BINS, photons=1e9, energies_kev=ENERGIES)
+    measurement = effective(scan, image, water)
+    likelihood = measurement.likelihood["ct_bins"]
+    lines, _ = log_transform(measurement.y["ct_bins"], likelihood.I0, likelihood.scatter)
+    model = measurement.operator["ct_bins"](block_mean(image, 2))
+    uncorrected = torch.log(scan.spectrum.sum(1).reshape(1, -1, 1, 1) / measurement.y["ct_bins"])
+    whole = model.shape[-1]
+    inner = slice(whole // 2 - 8, whole // 2 + 8)  # rays that cross the edge at a slant see the coarse grid instead
+
+    def error(data):
+        return float((data - model)[..., inner].norm() / model[..., inner].norm())
+
+    assert error(lines) < 0.015
+    assert error(uncorrected) > 2 * error(lines)
+
+
+def test_bone_still_hardens_the_beam():
+    """Against water of the same attenuation, the truth explains less."""
+    scan = PolyenergeticCT(24, **BINS, photons=1e7, energies_kev=ENERGIES)
+    assert pearson(effective(scan), block_mean(BINNED, 2), "ct_bins")[0] > 5
+    ideal, count = pearson(effective(InverseCrime(scan)), block_mean(BINNED, 2), "ct_bins")
+    assert abs(ideal - 1) < 6 * (2 / count) ** 0.5
+
+
+def materials_measurement(photons=2e4, wrap=lambda scan: scan):
+    scan = wrap(PolyenergeticCT(24, **BINS, photons=photons, model="polyenergetic"))
+    fine = {"materials": MATERIALS}
+    return Acquisition(space("materials", 2), {"materials": scan}, key="t", oversample=2)(fine, ["a"])
+
+
+def test_material_unknowns_with_bins_as_data(tmp_path):
+    measurement = materials_measurement()
+    assert isinstance(measurement.likelihood["materials"], PolyenergeticPoisson)
+    assert measurement.operator["materials"].range_shape[0] == 2
+    assert measurement.y["materials"].shape[1] == 3
+    truth = block_mean(MATERIALS, 2)
+    assert pearson(materials_measurement(wrap=InverseCrime), truth, "materials")[0] == pytest.approx(1, abs=0.15)
+    assert pearson(materials_measurement(photons=1e7), truth, "materials")[0] > 2
+    again = Measurement.load(measurement.save(tmp_path / "m.h5"))
+    assert again.fingerprint() == measurement.fingerprint()
+    assert torch.allclose(again.data_fidelity(truth), measurement.data_fidelity(truth))
+
+
+def test_slices_are_linear_in_the_densities_of_the_fine_grid():
+    settings = {"config": {"spacing_mm": (7.5, 7.5, 7.5), "matrix": 32}, "shape": (16, 16), "spacing_mm": 15.0}
+    data = SpectralSlices("test", modalities=["materials", "ct_low"], energies_kev={"ct_low": [60.0]}, slices=1,
+                          anatomies=["mni152"], **settings)  # fmt: skip
+    item = data[0]
+    assert item["image"].shape == (3, 16, 16)
+    assert torch.equal(item["fine"][:2], item["materials_fine"])
+    kappa = mass_attenuation(("water", "bone"), [60.0])[:, 0]
+    assert torch.allclose(item["fine"][2], kappa[0] * item["fine"][0] + kappa[1] * item["fine"][1], atol=1e-6)
+    assert torch.allclose(block_mean(item["fine"][None], 2)[0], item["image"], atol=1e-6)
+    assert float(item["image"][1].max()) > 0.1  # bone
+    assert len(data) == 1
+    with pytest.raises(ValueError, match="modalities: expected 'materials' or keys of energies_kev"):
+        SpectralSlices("test", modalities=["ct_low"])
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="energies_kev: expected one energy a bin"):
+        PolyenergeticCT(24, **BINS)
+    with pytest.raises(ValueError, match="model: expected one of"):
+        PolyenergeticCT(24, kvp=100.0, model="exact")
+    scan = PolyenergeticCT(24, kvp=100.0, energies_kev=[60.0])
+    with pytest.raises(ValueError, match="materials: expected the true densities"):
+        Acquisition(space("ct_low", 1), {"ct_low": scan}, oversample=2)({"ct_low": BINNED[:, :1]}, ["a"])
+    with pytest.raises(ValueError, match="expected 1 channels for the effective model, got 3"):
+        effective(scan)
