@@ -100,7 +100,7 @@ def build(
     }
     _agree(folder, settings)
     todo = [s for s in samples if not (folder / _subject_name(*s) / _RECORD).exists()]
-    for anatomy, seed in tqdm(todo, desc=f"{split} set", unit="subject", disable=not progress):
+    for anatomy, seed in tqdm(todo, desc=f"{split} set", unit="subject", disable=not progress or None):
         phantom = simulate(anatomy, seed, config=chosen, device=device)
         _write_subject(folder, phantom, settings)
     return info(folder)

@@ -70,7 +70,7 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = CHECKSUMS if checksums is None else checksums
     paths = []
-    for anatomy, digest in tqdm(wanted.items(), desc="label maps", unit="file", disable=not progress):
+    for anatomy, digest in tqdm(wanted.items(), desc="label maps", unit="file", disable=not progress or None):
         path = folder / f"training_seg_{anatomy}.nii.gz"
         if not (path.exists() and _digest(path) == digest):
             part = path.with_name(path.name + ".part")
@@ -113,7 +113,7 @@ def _transfer(url: str, part: Path, *, progress: bool) -> None:
         with (
             part.open("ab" if continues else "wb") as file,
             tqdm(
-                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, leave=False, disable=not progress
+                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, leave=False, disable=not progress or None
             ) as bar,
         ):
             while chunk := answer.read(_CHUNK):

@@ -134,7 +134,7 @@ def simulate(
     count = len(samples) if limit is None else min(limit, len(samples))
     if count < 1:
         raise ValueError(f"limit: expected at least one sample of task {question.name!r}, got {count}")
-    for index in tqdm(range(count), desc=question.name, unit="sample", disable=not progress):
+    for index in tqdm(range(count), desc=question.name, unit="sample", disable=not progress or None):
         measurement, _ = question.measure(samples[index], repeat)
         measurement.save(output / f"{safe_name(str(samples[index]['id']))}.h5")
     print(f"{count} measurements in {output}")

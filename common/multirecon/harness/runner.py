@@ -121,7 +121,7 @@ def evaluate(
         todo = [job for job in plan if _key(job[0], job[2], seed) not in settled]
         summary.skipped = len(plan) - len(todo)
         run = _Run(folder, work, file, summary, recorded, seed=seed, device=device, timeout=timeout)
-        with tqdm(total=len(plan), initial=summary.skipped, unit="result", disable=not progress) as bar:
+        with tqdm(total=len(plan), initial=summary.skipped, unit="result", disable=not progress or None) as bar:
             for method in methods:
                 jobs = [(qs, q) for m, qs, q in todo if m is method]
                 if jobs:

@@ -98,7 +98,7 @@ class SliceWise(Inferer):
                 generator=generator,
                 **kwargs,
             )
-            for start in tqdm(starts, desc="slices", unit="batch", disable=not self.progress)
+            for start in tqdm(starts, desc="slices", unit="batch", disable=not self.progress or None)
         ]
         return MetaTensor(torch.cat([r.as_tensor() for r in results]), affine=results[0].affine)
 
