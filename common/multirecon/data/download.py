@@ -113,7 +113,7 @@ def _transfer(url: str, part: Path, *, progress: bool) -> None:
         with (
             part.open("ab" if continues else "wb") as file,
             tqdm(
-                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, leave=False, disable=not progress or None
+                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress or None
             ) as bar,
         ):
             while chunk := answer.read(_CHUNK):
