@@ -65,7 +65,7 @@ def ssim_map(pred: Tensor, truth: Tensor, *, data_range: float) -> Tensor:
         ValueError: on different shapes, a range that is not positive, or images smaller than the window.
 
     References:
-        Wang2004
+        wang2004
     """
     pred, truth = _pair(pred, truth, data_range)
     dims = pred.ndim - 2

@@ -263,7 +263,7 @@ class UNet(nn.Module):
         ValueError: if lengths disagree, or a width is not divisible as the normalisation and attention need.
 
     References:
-        Nichol2021, Dhariwal2021, Friedrich2024 (added skips)
+        nichol2021, dhariwal2021, friedrich2024 (added skips)
 
     Example:
         >>> net = UNet(**unet_configuration("cpu", in_channels=1, out_channels=1))

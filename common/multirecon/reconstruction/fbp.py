@@ -27,7 +27,7 @@ class FilteredBackProjection(Reconstructor):
         source: how an image stack becomes a Measurement.
 
     References:
-        Kak1988
+        kak1988
     """
 
     capability = Capability(

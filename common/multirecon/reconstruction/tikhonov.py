@@ -29,7 +29,7 @@ class Tikhonov(Reconstructor):
         source: how an image stack becomes a Measurement.
 
     References:
-        Pruessmann2001
+        pruessmann2001
     """
 
     capability = Capability(likelihoods=frozenset({"gaussian"}))
