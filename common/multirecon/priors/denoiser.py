@@ -118,7 +118,7 @@ class Parametrisation:
         ValueError: if the kind is unknown, or the statistics are missing, superfluous or not positive.
 
     References:
-        Ho2020, Salimans2022, Karras2022
+        ho2020, salimans2022, karras2022
     """
 
     KINDS = ("epsilon", "sample", "velocity", "preconditioned")

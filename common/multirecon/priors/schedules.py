@@ -28,7 +28,7 @@ class NoiseSchedule:
         ValueError: if ``betas`` is not a vector of numbers inside (0, 1).
 
     References:
-        Ho2020, Nichol2021
+        ho2020, nichol2021
 
     Example:
         >>> schedule = NoiseSchedule.cosine(1000)
