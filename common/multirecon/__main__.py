@@ -24,6 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bundles": ("multirecon.harness.commands:bundles", "list the bundles and their variants"),
     "new": ("multirecon.bundle.scaffold:new", "start a bundle as a copy of another"),
     "info": ("multirecon.harness.commands:info", "say what is in a measurement file"),
+    "dataset build": ("multirecon.data.commands:dataset_build", "simulate a training set into memory-mapped files"),
+    "dataset info": ("multirecon.data.commands:dataset_info", "say what is in such a set, and check its files"),
+    "anatomies download": ("multirecon.data.commands:anatomies_download", "fetch the public head label maps"),
+    "anatomies list": ("multirecon.data.commands:anatomies_list", "list the anatomies at hand"),
     "version": ("multirecon.harness.commands:version", "print versions"),
 }
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
@@ -47,10 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     if words[0] == "--version":
         words[0] = "version"
-    name, rest = words[0], words[1:]
+    name, rest = split_command(words)
+    if name not in COMMANDS and rest and rest[0] in ("--help", "-h") and subcommands(name):
+        print(overview(subcommands(name)))
+        return 0
     try:
         if name not in COMMANDS:
-            raise UsageError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
+            raise UsageError(f"unknown command {name!r}; there are {', '.join(subcommands(words[0]) or COMMANDS)}")
         function = load(COMMANDS[name][0])
         if any(w in ("--help", "-h") for w in rest):
             return run_fire(function, ["--help"], name)
@@ -70,10 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def overview() -> str:
-    """Return the list of commands."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+def subcommands(group: str) -> list[str]:
+    """Return the commands of two words that begin with the given one."""
+    return [name for name in COMMANDS if name.startswith(f"{group} ")]
+
+
+def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the command, of one word or two, and what follows it."""
+    count = 2 if subcommands(words[0]) and len(words) > 1 and not words[1].startswith("-") else 1
+    return " ".join(words[:count]), list(words[count:])
+
+
+def overview(names: Sequence[str] = ()) -> str:
+    """Return the list of commands, or of those named."""
+    chosen = names or list(COMMANDS)
+    width = max(map(len, chosen))
+    lines = [f"  {name:{width}}  {COMMANDS[name][1]}" for name in chosen]
     return "\n".join(["usage: multirecon COMMAND ...   (multirecon COMMAND --help says more)", "", *lines])
 
 
@@ -93,7 +112,9 @@ def run_fire(function: Callable[..., Any], command: Sequence[str], name: str) ->
         converters = {p.name: converter(function, p) for p in parameters(function)}
         function = SetParseFn(str)(SetParseFns(**converters)(_copy(function)))
     try:
-        fire.Fire({name: function}, command=[name, *command], name="multirecon")
+        words = name.split()
+        component = functools.reduce(lambda inner, word: {word: inner}, reversed(words), typing.cast(Any, function))
+        fire.Fire(component, command=[*words, *command], name="multirecon")
     except SystemExit as end:
         return int(end.code or 0) if isinstance(end.code, int | None) else 1
     return 0
