@@ -294,8 +294,8 @@ class TrainingCurve:
         wall, processor = self.state.elapsed()
         row: dict[str, Any] = {
             "step": engine.state.iteration,
-            "seconds": round(wall, 1),
-            "cpu_seconds": round(processor, 1),
+            "seconds": round(wall, 3),
+            "cpu_seconds": round(processor, 3),
             "lr": f"{self.state.optimizer.param_groups[0]['lr']:.3e}",
             "train_loss": round(loss, 5),
         }
