@@ -260,9 +260,45 @@ def energies() -> list[dict[str, Any]]:
     ]
 
 
+def volumes() -> list[dict[str, Any]]:
+    """PET and CT of a slab: 16 slices of 64 x 64 voxels of 3.75 mm, four times the in-plane area of a 2D pixel."""
+    slab = task(
+        "petct3d_lowdose",
+        "FDG PET of a 60 mm slab from direct and oblique planes at 20 trues a voxel, and its CT from 120 views a slice",
+        "pet_ct",
+        {
+            "ct": scan("StackedCT", scan=ct(120, 1e4, **SCATTERED)),
+            "pet_fdg": scan(
+                "PETScan3D",
+                counts=20.0,
+                radius_mm=420.0,
+                max_difference=5,
+                views=60,
+                psf_fwhm_mm=5.0,
+                model_psf_fwhm_mm=4.5,
+                attenuation="ct",
+            ),
+        },
+    )
+    slab["space"] |= {"shape": [64, 64, 16], "spacing_mm": [3.75, 3.75, 3.75]}
+    slab["dataset"] = {
+        "_target_": "multirecon.data.slabs.PhantomSlabs",
+        "split": "test",
+        "modalities": ["ct", "pet_fdg"],
+        "fine": True,
+        "seeds": 1,
+        "shape": [64, 64],
+        "depth": 16,
+        "spacing_mm": 3.75,
+        "config": {"spacing_mm": [1.875, 1.875, 1.875], "matrix": 128},
+    }
+    slab["sets"] = {"small": {}, "full": {"seeds": 4}}
+    return [slab]
+
+
 def catalogue() -> dict[str, str]:
     """Return file name -> content."""
-    groups = paper_mr(), clinical_mr(), transmission(), emission(), synthesis(), energies()
+    groups = paper_mr(), clinical_mr(), transmission(), emission(), synthesis(), energies(), volumes()
     return {f"{t['name']}.json": json.dumps(t, indent=2) + "\n" for group in groups for t in group}
 
 

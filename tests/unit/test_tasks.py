@@ -10,13 +10,15 @@ import torch
 from contract.promises import unmeasured_as_image
 from contract.reachability import leaks
 from synthetic_head import item, pearson
+from torch.nn.functional import avg_pool3d
 
 from multirecon import tasks
-from multirecon.acquisition import Acquisition, CartesianMR, InverseCrime, Misregistered, PETScan
+from multirecon.acquisition import Acquisition, CartesianMR, InverseCrime, Misregistered, PETScan, StackedCT
 from multirecon.acquisition.ct import TransmissionScan
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, SPACING = 48, 5.0
+COARSE, DEPTH = 24, 6  # of volumes, voxels of twice the spacing
 
 
 def config_of(name):
@@ -27,7 +29,10 @@ def config_of(name):
 def small_task(name, folder):
     """The task on a coarse grid; everything else as in its file."""
     config = config_of(name)
-    config["space"].update(shape=[SIZE, SIZE], spacing_mm=[SPACING, SPACING])
+    if len(config["space"]["shape"]) == 3:
+        config["space"].update(shape=[COARSE, COARSE, DEPTH], spacing_mm=[2 * SPACING] * 3)
+    else:
+        config["space"].update(shape=[SIZE, SIZE], spacing_mm=[SPACING, SPACING])
     path = folder / f"{name}.json"
     path.write_text(json.dumps(config), encoding="utf-8")
     return tasks.load(path)
@@ -41,7 +46,12 @@ def small(tmp_path_factory):
 
 def sample(task):
     dataset = task.config["dataset"]
-    return item(dataset["modalities"], SIZE, dataset.get("energies_kev"))
+    if len(task.space.shape) == 2:
+        return item(dataset["modalities"], SIZE, dataset.get("energies_kev"))
+    flat = item(dataset["modalities"], COARSE)
+    # a slanted head: every fine slice lies one fine voxel beside the one below
+    tall = {k: torch.stack([flat[k].roll(n, -1) for n in range(2 * DEPTH)], -1) for k in ("fine", "attenuation_fine")}
+    return {**tall, "image": avg_pool3d(tall["fine"], 2), "id": flat["id"]}
 
 
 def build_tasks():
@@ -66,7 +76,8 @@ def test_what_every_task_asks(name):
     assert task.name == name
     assert set(task.config["sets"]) >= {"small", "full"}
     assert task.config["dataset"]["split"] == "test"
-    assert task.space.shape == (128, 128)
+    expected = ((64, 64, 16), (3.75,) * 3) if "3d" in name else ((128, 128), (1.875, 1.875))
+    assert (task.space.shape, task.space.spacing_mm) == expected
     assert task.acquisition.oversample == 2
     assert not any(isinstance(scan, InverseCrime) for scan in task.acquisition.scans.values())
     # nothing that is handed over clean is asked for
@@ -109,6 +120,8 @@ def quiet(scan):
     scan = copy.copy(scan)
     if isinstance(scan, CartesianMR):
         scan.sigma = (1e-3,)
+    elif isinstance(scan, StackedCT):
+        scan.scan = quiet(scan.scan)
     elif isinstance(scan, TransmissionScan):
         scan.photons = 1e8
     elif isinstance(scan, PETScan):
@@ -159,9 +172,9 @@ def test_misregistration_grows_with_the_number_in_the_name(small):
 
 def test_samples_come_with_what_the_physics_needs():
     """The packaged slices, at full size: one task of each data set."""
-    for name in ("petct_lowdose", "dect_sparse"):
+    for name, number in (("petct_lowdose", 3), ("dect_sparse", 3), ("petct3d_lowdose", 0)):
         task = tasks.load(name)
-        asked = task.samples("small")[3]
+        asked = task.samples("small")[number]
         assert {"fine", "image", "attenuation_fine"} <= set(asked)
         measurement, truth = task.measure(asked)
         for block in measurement.available:

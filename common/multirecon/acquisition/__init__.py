@@ -16,6 +16,7 @@ from .misregistration import Misregistered
 from .mr import CartesianMR
 from .pet import PETScan
 from .spectral import PolyenergeticCT, SpectralSlices
+from .volumes import PETScan3D, StackedCT
 
 __all__ = [
     "Acquisition",
@@ -25,12 +26,14 @@ __all__ = [
     "InverseCrime",
     "Misregistered",
     "PETScan",
+    "PETScan3D",
     "ParallelCT",
     "PolyenergeticCT",
     "Scan",
     "ScanContext",
     "ScanResult",
     "SpectralSlices",
+    "StackedCT",
     "block_mean",
     "fine_maps",
     "keyed_generator",

@@ -20,8 +20,8 @@ __all__ = ["FanCT", "ParallelCT", "TransmissionScan", "covering_bins", "rays_per
 
 
 def covering_bins(space: ImageSpace, pitch_mm: float) -> int:
-    """Return the even number of parallel bins of ``pitch_mm`` that covers the diagonal of the grid."""
-    extent = sum((n * s) ** 2 for n, s in zip(space.shape, space.spacing_mm, strict=True)) ** 0.5
+    """Return the even number of parallel bins of ``pitch_mm`` that covers the diagonal of the (transaxial) grid."""
+    extent = hypot(*(n * s for n, s in zip(space.shape[:2], space.spacing_mm[:2], strict=True)))
     return 2 * int(extent / pitch_mm / 2) + 2
 
 
@@ -90,26 +90,54 @@ class TransmissionScan(Scan):
         """Return the number of bins, their width in mm, and that width at the rotation axis."""
 
     @abstractmethod
-    def beam(self, shape: Sequence[int], spacing_mm: Sequence[float], *, bins: int, pitch_mm: float) -> ViewProjector:
-        """Return the projector of a grid with the scan's views."""
+    def beam(
+        self, shape: Sequence[int], spacing_mm: Sequence[float], *, bins: int, pitch_mm: float, channels: int = 1
+    ) -> ViewProjector:
+        """Return the projector of a grid with the scan's views, of ``channels`` images alike."""
 
     def acquire(self, fine: Tensor, context: ScanContext) -> ScanResult:
         """Simulate one slice ``(1, 1, *fine)`` in 1/cm; returns counts ``(1, 1, views, bins)``."""
-        space, factor = context.space, context.oversample
+        transmitted = self.transmit(fine, context.space, context.oversample)
+        y, likelihood = self.count(transmitted, context.space, context.generator)
+        return ScanResult(y, self.model(context.space).to(fine.device), likelihood)
+
+    @torch.no_grad()
+    def transmit(self, fine: Tensor, space: ImageSpace, oversample: int) -> Tensor:
+        """Return the transmitted fractions ``(N, 1, views, bins)`` of slices.
+
+        Args:
+            fine: ``(N, 1, *fine)`` attenuation in 1/cm on the refined grid.
+            space: the method's space of one slice.
+            oversample: refinement of the grid.
+        """
         bins, pitch, inside = self.detector(space)
-        rays = rays_per_bin(space, inside, factor)
-        spacing = [s / factor for s in space.spacing_mm]
+        rays = rays_per_bin(space, inside, oversample)
+        spacing = [s / oversample for s in space.spacing_mm]
         true = self.beam(fine.shape[2:], spacing, bins=bins * rays, pitch_mm=pitch / rays).to(fine.device)
-        with torch.no_grad():
-            through = torch.exp(-true(fine))
-            through = blur_bins(through, fwhm_mm=self.detector_fwhm_mm, pitch_mm=pitch / rays)
-            transmitted = through.unflatten(-1, (bins, rays)).mean(-1)
-        scatter = self._scatter(transmitted, pitch)
-        y = TransmissionPoisson(self.photons, scatter).sample(-torch.log(transmitted), context.generator)
+        through = torch.exp(-true(fine))
+        through = blur_bins(through, fwhm_mm=self.detector_fwhm_mm, pitch_mm=pitch / rays)
+        return through.unflatten(-1, (bins, rays)).mean(-1)
+
+    def count(
+        self, transmitted: Tensor, space: ImageSpace, generator: torch.Generator
+    ) -> tuple[Tensor, TransmissionPoisson]:
+        """Draw the counts of transmitted fractions ``(1, ..., views, bins)``; return them with the method's likelihood.
+
+        Args:
+            transmitted: see :meth:`transmit`.
+            space: the method's space of one slice.
+            generator: source of randomness.
+        """
+        scatter = self._scatter(transmitted, self.detector(space)[1])
+        y = TransmissionPoisson(self.photons, scatter).sample(-torch.log(transmitted), generator)
         if isinstance(scatter, Tensor):
-            scatter = wrongly_known(scatter, self.scatter_error, context.generator)
-        model = self.beam(space.shape, space.spacing_mm, bins=bins, pitch_mm=pitch).to(fine.device)
-        return ScanResult(y, model, TransmissionPoisson(self.photons, scatter))
+            scatter = wrongly_known(scatter, self.scatter_error, generator)
+        return y, TransmissionPoisson(self.photons, scatter)
+
+    def model(self, space: ImageSpace, channels: int = 1) -> ViewProjector:
+        """Return the operator handed over, on the method's space of one slice."""
+        bins, pitch, _ = self.detector(space)
+        return self.beam(space.shape, space.spacing_mm, bins=bins, pitch_mm=pitch, channels=channels)
 
     def describe(self) -> str:
         """Return in a few words what is measured."""
@@ -157,9 +185,12 @@ class ParallelCT(TransmissionScan):
         pitch = self.bin_spacing_mm or min(space.spacing_mm)
         return self.bins or covering_bins(space, pitch), pitch, pitch
 
-    def beam(self, shape: Sequence[int], spacing_mm: Sequence[float], *, bins: int, pitch_mm: float) -> ViewProjector:
+    def beam(
+        self, shape: Sequence[int], spacing_mm: Sequence[float], *, bins: int, pitch_mm: float, channels: int = 1
+    ) -> ViewProjector:
         """Return the parallel beam of a grid."""
-        return ParallelBeam(shape, spacing_mm, views=self.views, bins=bins, bin_spacing_mm=pitch_mm, arc=self.arc)
+        return ParallelBeam(shape, spacing_mm, views=self.views, bins=bins, bin_spacing_mm=pitch_mm, arc=self.arc,
+                            channels=channels)  # fmt: skip
 
 
 class FanCT(TransmissionScan):
@@ -229,7 +260,9 @@ class FanCT(TransmissionScan):
         half = (self.source_mm + self.detector_mm) * (angle if self.curved else tan(angle))
         return self.bins or 2 * ceil(half / pitch), pitch, pitch / magnification
 
-    def beam(self, shape: Sequence[int], spacing_mm: Sequence[float], *, bins: int, pitch_mm: float) -> ViewProjector:
+    def beam(
+        self, shape: Sequence[int], spacing_mm: Sequence[float], *, bins: int, pitch_mm: float, channels: int = 1
+    ) -> ViewProjector:
         """Return the fan beam of a grid."""
         return FanBeam(
             shape,
@@ -241,4 +274,5 @@ class FanCT(TransmissionScan):
             bin_spacing_mm=pitch_mm,
             detector="curved" if self.curved else "flat",
             arc=self.arc,
+            channels=channels,
         )

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ..likelihoods import Poisson
 from ..likelihoods.poisson import draw_counts
-from ..operators import PETProjector
+from ..operators import LinearOperator, PETProjector
 from .attenuation import attenuation_from_ct, class_map, least_squares_image
 from .base import Scan, ScanContext, ScanResult, block_mean
 from .ct import covering_bins, rays_per_bin
-from .smooth import blur_bins, smooth_field, wrongly_known
+from .smooth import blur_bins, smooth_field
 
 __all__ = ["PETScan"]
 
@@ -99,27 +99,18 @@ class PETScan(Scan):
         space, draw = context.space, context.generator
         pitch = self.bin_spacing_mm or min(space.spacing_mm)
         bins = self.bins or covering_bins(space, pitch)
-        efficiency = self._efficiency((1, 1, self.views, bins), draw).to(fine)
         detected, lost = self._emission(fine, context, bins=bins, pitch_mm=pitch)
+        efficiency = self._efficiency(tuple(detected.shape), draw).to(fine)
         trues = efficiency * detected
         if not float(trues.sum()) > 0:
             raise ValueError(f"image[{context.modality!r}]: expected some activity that reaches the detector, got none")
         emitting = block_mean(fine, context.oversample) > _EMITS * fine.max()
         time = self.counts * float(emitting.sum()) / float(trues.sum())  # of the scan, times the calibration
         trues = time * trues
-        background = self._background(lost, trues, efficiency, pitch_mm=pitch, generator=draw)
+        background = self._background(self._spread(lost, context, pitch), trues, efficiency, generator=draw)
         y = draw_counts(trues + background, draw)
-        model = PETProjector(
-            space.shape,
-            space.spacing_mm,
-            views=self.views,
-            bins=bins,
-            bin_spacing_mm=pitch,
-            attenuation=self._model_attenuation(context),
-            efficiency=time * efficiency,
-            psf_fwhm_mm=self.model_psf_fwhm_mm,
-        )
-        known = wrongly_known(background, self.background_error, draw)
+        known = self._believed(background, draw)
+        model = self._model(context, bins=bins, pitch_mm=pitch, efficiency=time * efficiency)
         return ScanResult(y, model.to(fine.device), Poisson(known))
 
     def describe(self) -> str:
@@ -137,6 +128,33 @@ class PETScan(Scan):
             f"background known to {self.background_error:.0%}" if self.background_error else "",
         )
         return tuple(part for part in parts if part)
+
+    def _model(self, context: ScanContext, *, bins: int, pitch_mm: float, efficiency: Tensor) -> LinearOperator:
+        """Return the operator handed over, on the method's grid."""
+        return PETProjector(
+            context.space.shape,
+            context.space.spacing_mm,
+            views=self.views,
+            bins=bins,
+            bin_spacing_mm=pitch_mm,
+            attenuation=self._model_attenuation(context),
+            efficiency=efficiency,
+            psf_fwhm_mm=self.model_psf_fwhm_mm,
+        )
+
+    def _field(self, data: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a random field of mean square one that broadcasts against the data and is smooth over neighbours."""
+        return smooth_field(data.shape[-2:], generator).to(data)
+
+    def _believed(self, background: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the background handed over: the true one up to a smooth relative error."""
+        if self.background_error == 0:
+            return background
+        return background * torch.exp(self.background_error * self._field(background, generator))
+
+    def _spread(self, lost: Tensor, context: ScanContext, pitch_mm: float) -> Tensor:
+        """Return how the emission that attenuation took away reaches the detector as scatter."""
+        return blur_bins(lost, fwhm_mm=self.scatter_fwhm_mm, pitch_mm=pitch_mm)
 
     def _efficiency(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         if self.efficiency_spread == 0:
@@ -157,11 +175,11 @@ class PETScan(Scan):
         return detected.unflatten(-1, (bins, rays)).mean(-1), lost
 
     def _background(
-        self, lost: Tensor, trues: Tensor, efficiency: Tensor, *, pitch_mm: float, generator: torch.Generator
+        self, scattered: Tensor, trues: Tensor, efficiency: Tensor, *, generator: torch.Generator
     ) -> Tensor:
-        """Return expected scatter and random counts ``(1, 1, views, bins)``."""
-        scatter = efficiency * blur_bins(lost, fwhm_mm=self.scatter_fwhm_mm, pitch_mm=pitch_mm)
-        randoms = efficiency * torch.exp(_RANDOMS_TILT * smooth_field(trues.shape[-2:], generator).to(trues))
+        """Return expected scatter and random counts, of the shape of the trues."""
+        scatter = efficiency * scattered
+        randoms = efficiency * torch.exp(_RANDOMS_TILT * self._field(trues, generator))
         parts = (self.scatter_fraction, scatter), (self.randoms_fraction, randoms)
         return torch.stack([f * trues.sum() * p / p.sum().clamp_min(1e-30) for f, p in parts]).sum(0)
 

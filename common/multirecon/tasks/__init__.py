@@ -27,7 +27,11 @@ from ..space import ImageSpace
 __all__ = ["TARGETS", "Task", "load", "names", "replace_table", "schema", "table"]
 
 TARGETS = frozenset(
-    {"multirecon.space.ImageSpace", "multirecon.data.datasets.PhantomSlices"}
+    {
+        "multirecon.space.ImageSpace",
+        "multirecon.data.datasets.PhantomSlices",
+        "multirecon.data.slabs.PhantomSlabs",
+    }
     | {f"multirecon.acquisition.{name}" for name in acquisition_package.__all__}
 )
 
