@@ -112,7 +112,7 @@ class MaskedFourier(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return k-space ``(B, coils, *spatial)`` of images ``(B, 1, *spatial)``."""
-        coil_images = self.maps * (self.check_domain(x).to(self.range_dtype) * self._image_ramp)
+        coil_images = self._turned_maps * self.check_domain(x)  # a real image stays real: half the products
         return torch.fft.fftn(coil_images, dim=self._axes, norm="ortho").mul_(self._turned_mask)
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class MaskedFourier(LinearOperator):
         def coil_image(part: Tensor) -> Tensor:
             return torch.fft.ifftn(part * mask, dim=self._axes, norm="ortho")
 
-        image = self._combine(self.check_range(y), coil_image) * self._image_ramp.conj()
+        image = self._combine(self.check_range(y), coil_image, self._conjugate_turned_maps)
         return image.real.contiguous() if self.real_image else image
 
     def gram(self, x: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class MaskedFourier(LinearOperator):
             spectrum = torch.fft.fftn(maps * x, dim=axes, norm="ortho").mul_(self._shifted_mask)
             return torch.fft.ifftn(spectrum, dim=axes, norm="ortho")
 
-        image = self._combine(self.maps, coil_image)
+        image = self._combine(self.maps, coil_image, self._conjugate_maps)
         return image.real.contiguous() if self.real_image else image
 
     def samples(self, start: int, stop: int) -> MaskedFourier:
@@ -153,29 +153,32 @@ class MaskedFourier(LinearOperator):
             "spatial_dims": self.spatial_dims,
         }
 
-    def _combine(self, coils: Tensor, coil_image: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return ``sum_c conj(S_c) coil_image(coil c)`` of a tensor with a coil axis, which it keeps with size one."""
+    def _combine(self, coils: Tensor, coil_image: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
+        """Return ``sum_c weight_c coil_image(coil c)`` of a tensor with a coil axis, which it keeps with size one."""
         axis = -self.spatial_dims - 1
         if coils.device.type != "cpu":
-            return (self._conjugate_maps * coil_image(coils)).sum(axis, keepdim=True)
+            return (weights * coil_image(coils)).sum(axis, keepdim=True)
         # One coil at a time on a CPU: what belongs to all coils is too large for its caches.
-        weights, parts = self._conjugate_maps.split(1, axis), coils.split(1, axis)
-        image = weights[0] * coil_image(parts[0])
-        for weight, part in zip(weights[1:], parts[1:], strict=True):
+        each, parts = weights.split(1, axis), coils.split(1, axis)
+        image = each[0] * coil_image(parts[0])
+        for weight, part in zip(each[1:], parts[1:], strict=True):
             image = torch.addcmul(image, weight, coil_image(part))
         return image
 
     def _fold(self) -> None:
-        """Make the buffers that follow from mask and maps: conjugate maps, phase ramps, the mask in both orders."""
+        """Make the buffers that follow from mask and maps: maps with the phase ramp, conjugates, masks in both orders."""
         spatial = self.maps.shape[-self.spatial_dims :]
         mask = self.mask if self.mask.ndim == self.spatial_dims else self.mask.unsqueeze(1)
+        turned = self.maps * _separable_ramp(spatial, constant=False).to(self.maps)
         self._conjugate_maps: Tensor
-        self._image_ramp: Tensor
+        self._turned_maps: Tensor
+        self._conjugate_turned_maps: Tensor
         self._turned_mask: Tensor
         self._shifted_mask: Tensor
         for name, buffer in (
             ("_conjugate_maps", self.maps.conj().resolve_conj()),
-            ("_image_ramp", _separable_ramp(spatial, constant=False).to(self.maps)),
+            ("_turned_maps", turned),
+            ("_conjugate_turned_maps", turned.conj().resolve_conj()),
             ("_turned_mask", mask * _separable_ramp(spatial, constant=True).to(self.maps)),
             ("_shifted_mask", torch.fft.ifftshift(mask, self._axes)),
         ):
