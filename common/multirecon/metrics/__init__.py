@@ -1,22 +1,46 @@
-"""Image quality, regional values and data consistency, with stated data ranges."""
+"""Image quality, lesions, spectra, ensembles, populations and data consistency, with stated data ranges."""
 
 from .consistency import data_residual
-from .evaluate import HIGHER_IS_BETTER, METRICS, evaluate_image, metric_unit
+from .contrast import contrast_recovery, contrast_to_noise, surroundings
+from .distribution import FeatureDistance, frechet_distance, kid
+from .ensembles import crps, normalised_bias, normalised_std, posterior_coverage
+from .evaluate import HIGHER_IS_BETTER, LESION_METRICS, METRICS, UNDIRECTED, evaluate_image, metric_unit
+from .features import ENCODER, ENCODER_SHA256, FeatureEncoder, load_encoder, network_scale
 from .image import bias, mae, nrmse, psnr, ssim, ssim_map
 from .ranges import ReportingRange, reporting_range
+from .spectrum import high_frequency_ratio, radial_power
 
 __all__ = [
+    "ENCODER",
+    "ENCODER_SHA256",
     "HIGHER_IS_BETTER",
+    "LESION_METRICS",
     "METRICS",
+    "UNDIRECTED",
+    "FeatureDistance",
+    "FeatureEncoder",
     "ReportingRange",
     "bias",
+    "contrast_recovery",
+    "contrast_to_noise",
+    "crps",
     "data_residual",
     "evaluate_image",
+    "frechet_distance",
+    "high_frequency_ratio",
+    "kid",
+    "load_encoder",
     "mae",
     "metric_unit",
+    "network_scale",
+    "normalised_bias",
+    "normalised_std",
     "nrmse",
+    "posterior_coverage",
     "psnr",
+    "radial_power",
     "reporting_range",
     "ssim",
     "ssim_map",
+    "surroundings",
 ]

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
 from ..space import ImageSpace
+from .contrast import contrast_recovery, contrast_to_noise, surroundings
 from .image import bias, mae, nrmse, psnr, ssim
 from .ranges import ReportingRange, reporting_range
+from .spectrum import high_frequency_ratio
 
-__all__ = ["METRICS", "evaluate_image", "metric_unit"]
+__all__ = ["HIGHER_IS_BETTER", "LESION_METRICS", "METRICS", "UNDIRECTED", "evaluate_image", "metric_unit"]
 
 Metric = Callable[[Tensor, Tensor, ReportingRange, Tensor | None], Tensor]
+
+
+def _crc(pred: Tensor, truth: Tensor, reporting: ReportingRange, lesion: Tensor | None) -> Tensor:
+    lesion, background = _shell(lesion)
+    # a ratio needs a scale on which zero means nothing there; HU + 1000 is proportional to the attenuation
+    zero = -1000.0 if reporting.unit == "HU" and reporting.offset == 0 else 0.0
+    return contrast_recovery(pred - zero, truth - zero, lesion=lesion, background=background)
+
+
+def _cnr(pred: Tensor, truth: Tensor, reporting: ReportingRange, lesion: Tensor | None) -> Tensor:
+    lesion, background = _shell(lesion)
+    return contrast_to_noise(pred, lesion=lesion, background=background)
+
+
+def _shell(lesion: Tensor | None) -> tuple[Tensor, Tensor]:
+    if lesion is None:
+        raise ValueError("mask: expected the mask of a lesion, got none")
+    return lesion, surroundings(lesion)
+
 
 # Taken in the unit of the stack and stated in the reporting unit: the offset of HU would enter NRMSE and SSIM.
 METRICS: dict[str, Metric] = {
@@ -21,8 +43,15 @@ METRICS: dict[str, Metric] = {
     "nrmse": lambda p, t, r, m: nrmse(p, t, mask=m),
     "mae": lambda p, t, r, m: mae(p, t, mask=m) * r.gain,
     "bias": lambda p, t, r, m: bias(p, t, mask=m) * r.gain,
+    "hfer": lambda p, t, r, m: high_frequency_ratio(p, t, mask=m),
+    "crc": _crc,
+    "cnr": _cnr,
 }
-HIGHER_IS_BETTER = frozenset({"psnr", "ssim"})
+HIGHER_IS_BETTER = frozenset({"psnr", "ssim", "cnr"})
+# best at a value (0 for the bias, 1 for the ratios), so that a higher value is neither better nor worse
+UNDIRECTED = frozenset({"bias", "hfer", "crc"})
+# taken only in regions called ``...lesion``, against the shell around them
+LESION_METRICS = frozenset({"crc", "cnr"})
 
 
 def metric_unit(name: str, unit: str) -> str:
@@ -40,6 +69,9 @@ def evaluate_image(
     regions: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return ``{modality: {metric: value}}`` of one sample; a regional value is called ``metric@region``.
+
+    The metrics of :data:`LESION_METRICS` are taken in regions whose name ends in ``lesion`` and nowhere else; a
+    modality whose truth does not show the lesion gets no contrast recovery.
 
     Args:
         pred: estimate ``(1, C, *shape)`` in stack units.
@@ -61,9 +93,11 @@ def evaluate_image(
     for target in targets:
         channels, reporting = space.channels(target), reporting_range(space[target])
         p, t = pred[:, channels].cpu(), truth[:, channels].cpu()
-        values = {n: float(METRICS[n](p, t, reporting, None)) for n in names}
+        values = {n: float(METRICS[n](p, t, reporting, None)) for n in names if n not in LESION_METRICS}
         for region, mask in (regions or {}).items():
             if bool(mask.any()):
-                values |= {f"{n}@{region}": float(METRICS[n](p, t, reporting, mask)) for n in names}
+                here = [n for n in names if n not in LESION_METRICS or region.endswith("lesion")]
+                found = {f"{n}@{region}": float(METRICS[n](p, t, reporting, mask)) for n in here}
+                values |= {n: v for n, v in found.items() if n.partition("@")[0] != "crc" or not math.isnan(v)}
         results[target] = values
     return results

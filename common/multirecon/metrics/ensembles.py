@@ -1,0 +1,138 @@
+"""Many estimates of one truth: bias and spread over noise realisations, and whether posterior samples are honest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .image import _mean
+
+__all__ = ["LEVELS", "crps", "normalised_bias", "normalised_std", "posterior_coverage"]
+
+LEVELS = (0.5, 0.8, 0.95)
+
+
+def normalised_bias(realisations: Tensor, truth: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""Return ``NBias`` of reconstructions of repeated noise, shape ``(B,)``.
+
+    .. math:: \mathrm{NBias} = \|\bar x - x^*\|_{ROI} / \|x^*\|_{ROI}, \quad \bar x = \tfrac1R \sum_r x_r
+
+    Of ``R`` unbiased realisations it is not zero but about the relative noise over :math:`\sqrt R`.
+
+    Args:
+        realisations: ``(R, B, C, *spatial)``, R at least 2.
+        truth: ``(B, C, *spatial)`` in the same unit.
+        mask: region of interest ``(*spatial)`` or ``(B, *spatial)``; the default is everywhere.
+
+    Raises:
+        ValueError: on shapes that do not fit, fewer than 2 realisations, or an empty mask.
+    """
+    x, target = _stacked(realisations, truth, "realisations")
+    return (_mean((x.mean(0) - target) ** 2, mask) / _mean(target**2, mask)).sqrt()
+
+
+def normalised_std(realisations: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""Return ``NStd``, the mean over the region of :math:`\mathrm{std}_r x_r / \mathrm{mean}_r x_r`, shape ``(B,)``.
+
+    The standard deviation is the sample one (``R - 1``).
+
+    Args:
+        realisations: ``(R, B, C, *spatial)``, R at least 2, of positive mean inside the region.
+        mask: region of interest ``(*spatial)`` or ``(B, *spatial)``; the default is everywhere.
+
+    Raises:
+        ValueError: on fewer than 2 realisations, an empty mask, or a mean inside the region that is not positive.
+    """
+    x, _ = _stacked(realisations, realisations[0], "realisations")
+    mean = x.mean(0)
+    usable = mean > 0
+    outside = _mean((~usable).to(mean.dtype), mask)
+    if (outside > 0).any():
+        raise ValueError(
+            "mask: expected a region where the mean over realisations is positive, "
+            f"got {outside.max().item():.1%} of it at or below zero"
+        )
+    ratio = x.std(0) / torch.where(usable, mean, 1.0)
+    return _mean(ratio, mask)
+
+
+def posterior_coverage(
+    samples: Tensor, truth: Tensor, *, levels: Sequence[float] = LEVELS, mask: Tensor | None = None
+) -> dict[float, Tensor]:
+    r"""Return, per level, the share of voxels whose truth lies in the central interval of the samples, shape ``(B,)``.
+
+    Per voxel the interval of level ``p`` is built from order statistics. With S samples and the truth drawn from one
+    distribution, the truth's rank is uniform on 0 .. S: the interval between the k-th smallest and the k-th largest
+    holds it with probability :math:`1 - 2k / (S + 1)`. Between two values of k the truth counts in part, so that an
+    honest posterior covers ``p`` **exactly** in expectation, for any S. Far below ``p`` is over-confident.
+
+    Args:
+        samples: posterior samples ``(S, B, C, *spatial)``, S at least 2.
+        truth: ``(B, C, *spatial)`` in the same unit.
+        levels: nominal probabilities from ``1 / (S + 1)`` to ``(S - 1) / (S + 1)``: 0.95 needs 39 samples.
+        mask: region of interest ``(*spatial)`` or ``(B, *spatial)``; the default is everywhere. Air that every
+            sample leaves at exactly zero counts as covered: give a mask.
+
+    Raises:
+        ValueError: on shapes that do not fit, fewer than 2 samples, a level the number of samples cannot support, or
+            an empty mask.
+
+    Example:
+        >>> samples = torch.arange(39.0).reshape(39, 1, 1, 1, 1)
+        >>> posterior_coverage(samples, torch.full((1, 1, 1, 1), 19.5))[0.5].item()
+        1.0
+    """
+    x, target = _stacked(samples, truth, "samples")
+    count = len(x)
+    least, largest = 1 / (count + 1), (count - 1) / (count + 1)
+    wrong = [p for p in levels if not least <= p <= largest]
+    if wrong:
+        raise ValueError(
+            f"levels: expected within [{least:.3f}, {largest:.3f}], what {count} samples can support, got {wrong}"
+        )
+    # equal values (air in every sample) take the middle of the ranks they could have
+    below, above = (x < target).sum(0).double(), (x > target).sum(0).double()
+    depth = torch.minimum((count + below - above) / 2, (count - below + above) / 2)
+    found = {}
+    for level in levels:
+        edge = (1 - level) * (count + 1) / 2  # ranks outside the interval on each side
+        found[level] = _mean((depth + 1 - edge).clamp(0, 1), mask)
+    return found
+
+
+def crps(samples: Tensor, truth: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    r"""Return the continuous ranked probability score per sample ``(B,)`` in the unit of the images; smaller is better.
+
+    .. math:: \mathrm{CRPS} = \tfrac1S \sum_s |x_s - x^*| - \tfrac{1}{2 S (S - 1)} \sum_{s, t} |x_s - x_t|
+
+    averaged over the region: the fair estimator, whose expectation does not depend on S. Of a point mass it is the mean
+    absolute error.
+
+    Args:
+        samples: posterior samples ``(S, B, C, *spatial)``, S at least 2.
+        truth: ``(B, C, *spatial)`` in the same unit.
+        mask: region of interest ``(*spatial)`` or ``(B, *spatial)``; the default is everywhere.
+
+    Raises:
+        ValueError: on shapes that do not fit, fewer than 2 samples, or an empty mask.
+
+    References:
+        gneiting2007
+    """
+    x, target = _stacked(samples, truth, "samples")
+    count = len(x)
+    ordered = x.sort(dim=0).values
+    # sum over pairs |x_s - x_t| = 2 sum_k (2k - S - 1) x_(k), k = 1 .. S
+    weights = 2 * torch.arange(1, count + 1, dtype=x.dtype, device=x.device) - count - 1
+    pairs = 2 * torch.einsum("s,s...->...", weights, ordered)
+    return _mean((x - target).abs().mean(0) - pairs / (2 * count * (count - 1)), mask)
+
+
+def _stacked(values: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    if values.ndim not in (5, 6) or values.shape[1:] != truth.shape or len(values) < 2:
+        raise ValueError(
+            f"{name}: expected (N, B, C, *spatial) with N >= 2 over {tuple(truth.shape)}, got {tuple(values.shape)}"
+        )
+    return values.double(), truth.double()
