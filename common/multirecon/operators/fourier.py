@@ -166,7 +166,7 @@ class MaskedFourier(LinearOperator):
         return image
 
     def _fold(self) -> None:
-        """Make the buffers that follow from mask and maps: maps with the phase ramp, conjugates, masks in both orders."""
+        """Make the buffers that follow from mask and maps: maps with phase ramps, conjugates, masks in both orders."""
         spatial = self.maps.shape[-self.spatial_dims :]
         mask = self.mask if self.mask.ndim == self.spatial_dims else self.mask.unsqueeze(1)
         turned = self.maps * _separable_ramp(spatial, constant=False).to(self.maps)
