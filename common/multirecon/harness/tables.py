@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..metrics import HIGHER_IS_BETTER, metric_unit
+from ..metrics import HIGHER_IS_BETTER, UNDIRECTED, metric_unit
 from .leaderboard import Board, Column, Row
 from .records import Record
 
@@ -101,11 +101,14 @@ def difference(row: Row, column: Column) -> str:
 
 
 def verdict(row: Row, column: Column) -> str:
-    """Return ``better`` or ``worse`` where the paired interval excludes zero, else nothing."""
-    value = row.differences.get(column)
-    if value is None or value.low is None or value.high is None or value.low <= 0 <= value.high:
+    """Return ``better`` or ``worse`` where the paired interval excludes zero, else nothing.
+
+    Nothing either for a metric that is best at a value of its own, such as the bias.
+    """
+    value, metric = row.differences.get(column), column[1].partition("@")[0]
+    if value is None or value.low is None or value.high is None or value.low <= 0 <= value.high or metric in UNDIRECTED:
         return ""
-    return "better" if (value.low > 0) == (column[1].partition("@")[0] in HIGHER_IS_BETTER) else "worse"
+    return "better" if (value.low > 0) == (metric in HIGHER_IS_BETTER) else "worse"
 
 
 def costs(row: Row) -> list[str]:
