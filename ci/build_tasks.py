@@ -150,7 +150,13 @@ def paper_mr() -> list[dict[str, Any]]:
         tasks.append(task(f"flair_x4_t1_shift{shift}", words, "mr", scans, key=key))
     other = mr(4, 0.01, 12, radius=1.3, pattern="poisson_disc", center_lines=24, maps="estimated")
     words = "FLAIR from 4x Poisson-disc k-space of 12 other coils (24 x 24 centre, estimated maps) with a clean T1"
-    return [*tasks, task("flair_x4_t1_scanner_b", words, "mr", {"flair": other, **T1})]
+    tasks.append(task("flair_x4_t1_scanner_b", words, "mr", {"flair": other, **T1}))
+    words = f"{start} with a clean T1, sequence timings spread over 20 % in place of 6 %"
+    timings = task("flair_x4_t1_timings_b", words, "mr", {"flair": mr(), **T1}, key=key)
+    # a thin slab in the small set: subjects of other settings than the default are simulated, not read
+    timings["dataset"]["config"] = {"sequence_jitter": 0.2, "z_mm": [0.0, 18.0]}
+    timings["sets"]["full"]["config"] = {"sequence_jitter": 0.2}
+    return [*tasks, timings]
 
 
 def clinical_mr() -> list[dict[str, Any]]:

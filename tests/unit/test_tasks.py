@@ -182,6 +182,15 @@ def test_samples_come_with_what_the_physics_needs():
         assert str(asked["id"]).startswith(tuple(f"{anatomy}/" for anatomy, _ in task.samples("small").samples))
 
 
+def test_other_timings_are_drawn_from_a_wider_range():
+    usual, wider = tasks.load("flair_x4_t1"), tasks.load("flair_x4_t1_timings_b")
+    for name in ("small", "full"):
+        spread = [task.samples(name).config.sequence_jitter for task in (usual, wider)]
+        assert spread[1] > 3 * spread[0]
+    assert usual.samples("full").config.z_mm == wider.samples("full").config.z_mm
+    assert usual.acquisition.scans["flair"].describe() == wider.acquisition.scans["flair"].describe()
+
+
 def test_unknown_sets_and_targets_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"set of task 'ct_sparse60': expected one of \['full', 'small'\], got 'huge'"):
         tasks.load("ct_sparse60").samples("huge")
