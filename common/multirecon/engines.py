@@ -23,7 +23,7 @@ from .measurement import Measurement
 from .space import ImageSpace
 from .units import attenuation_to_hu
 
-__all__ = ["PrepareMeasurement", "SaveReconstructions", "collate", "require"]
+__all__ = ["PrepareMeasurement", "SampleLog", "SaveReconstructions", "collate", "require"]
 
 
 def require(condition: Any, message: str) -> None:
@@ -185,6 +185,36 @@ class SaveReconstructions:
         if self.png:
             with atomic_path(self.output_dir / f"{stem}.png") as draft:
                 write_png(np.asarray(nib.as_closest_canonical(nifti).dataobj), draft)
+
+
+class SampleLog:
+    """Ignite handler that logs which samples every training step saw: the proof of what a network was trained on.
+
+    One line a step is appended to a CSV file: the iteration and the samples' ids (``anatomy/seed/z``), space-separated.
+    A resumed run appends; its first line follows from the iteration it continued at.
+
+    Args:
+        path: CSV file; its folder is made where it is missing.
+        write: whether this process writes (one of several does).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, write: bool = True) -> None:
+        self.path = Path(path)
+        self.write = write
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer: logs after every iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Append the ids of the batch in ``engine.state.batch``."""
+        if not self.write:
+            return
+        ids = " ".join(str(i) for i in engine.state.batch["id"])
+        new = not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("iteration,samples\n" if new else "") + f"{engine.state.iteration},{ids}\n")
 
 
 def sample_names(ids: Any, count: int) -> list[str]:

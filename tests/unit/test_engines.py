@@ -6,7 +6,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from multirecon.acquisition import Acquisition, CleanImage, block_mean
-from multirecon.engines import PrepareMeasurement, SaveReconstructions, collate, require, safe_name
+from multirecon.engines import PrepareMeasurement, SampleLog, SaveReconstructions, collate, require, safe_name
 from multirecon.measurement import Measurement
 from multirecon.space import ImageSpace, Modality
 
@@ -99,3 +99,18 @@ def test_guard_and_names():
         require([], "dataset: empty")
     assert safe_name("../../etc/passwd") == "etc-passwd"
     assert safe_name("///") == "sample"
+
+
+def test_training_log_names_every_sample(tmp_path):
+    path = tmp_path / "new" / "samples.csv"
+    for start in (0, 2):  # the second run appends, as a resumed one does
+        engine = Engine(lambda e, b: None)
+        SampleLog(path).attach(engine)
+        engine.run([{"id": [f"01/0/{start}", "02/0/7"]}, {"id": [f"03/1/{start}"]}])
+    assert path.read_text().splitlines() == [
+        "iteration,samples", "1,01/0/0 02/0/7", "2,03/1/0", "1,01/0/2 02/0/7", "2,03/1/2",
+    ]  # fmt: skip
+    silent = Engine(lambda e, b: None)
+    SampleLog(tmp_path / "none.csv", write=False).attach(silent)
+    silent.run([{"id": ["a"]}])
+    assert not (tmp_path / "none.csv").exists()
