@@ -27,6 +27,8 @@ def test_simulate_evaluate_report_merge(tmp_path, task_file, make_bundle, monkey
     monkeypatch.setenv("MULTIRECON_CACHE", str(tmp_path / "cache"))
     assert main(["simulate", str(task_file), str(tmp_path / "files"), "--limit", "1", "--noprogress"]) == 0
     (file,) = (tmp_path / "files").glob("*.h5")
+    assert main(["info", str(file.parent)]) == 0
+    assert str(file) in capsys.readouterr().out
     assert main(["info", str(file)]) == 0
     text = capsys.readouterr().out
     assert "ct: parallel_beam, transmission_poisson, (1, 1, 60," in text
@@ -68,6 +70,7 @@ def test_simulate_evaluate_report_merge(tmp_path, task_file, make_bundle, monkey
         (["report"], "at least one"),
         (["merge", "{out}"], "at least one"),
         (["info", "{out}/none.h5"], "existing file"),
+        (["info", "."], "folder with measurement files"),
         (["simulate", "flair_x5", "{out}"], "flair_x5"),
         (["bundles", "--folder", "{out}"], "expected a folder"),
     ],

@@ -162,13 +162,21 @@ def bundles(folder: str = "") -> None:
 
 
 def info(file: str) -> None:
-    """Say what is in a measurement file.
+    """Say what is in a measurement file, or in every one of a folder.
 
     Args:
-        file: an HDF5 file written by simulate or Measurement.save.
+        file: an HDF5 file written by simulate or Measurement.save, or a folder of such files.
     """
     from ..measurement import Measurement
 
+    if Path(file).is_dir():
+        files = sorted(Path(file).glob("*.h5"))
+        if not files:
+            raise ValueError(f"file: expected a folder with measurement files *.h5, got none in {file!r}")
+        for one in files:
+            print(f"file       {one}")
+            info(str(one))
+        return
     measurement = Measurement.load(file)
     space = measurement.space
     print(f"image      {', '.join(f'{m.name} [{m.unit}]' for m in space.modalities)}")
