@@ -58,12 +58,13 @@ def bundle(bundles):
 
 
 @pytest.fixture(scope="module")
-def trained(bundle):
+def trained(bundle, tmp_path_factory):
     """Two steps of training, which write the first checkpoint of the new network."""
     sys.path.insert(1, str(bundle.root))
     sys.modules.pop("descent_mr", None)
     steps = {"train#trainer#max_epochs": 1, "train#trainer#epoch_length": 2, "validate#evaluator#epoch_length": 1}
-    load(bundle, workflow="train", device="$torch.device('cpu')", **steps).run()
+    logs = str(tmp_path_factory.mktemp("logs"))  # the list of samples; by default it lies in the bundle's eval/
+    load(bundle, workflow="train", device="$torch.device('cpu')", output_dir=logs, **steps).run()
     return bundle
 
 
