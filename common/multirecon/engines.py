@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +59,8 @@ class PrepareMeasurement(PrepareBatch):
     Args:
         acquisition: simulated scans.
         modalities: channel names of ``"image"`` and ``"fine"``; the default is the acquisition's space.
-        repeat: number of the noise realisation; in training, where ``vary`` is set, the epoch is added.
-        vary: draw new noise at every epoch (training); the evaluation keeps one realisation a sample.
+        repeat: number of the noise realisation; with ``vary`` the number of batches prepared so far is added.
+        vary: draw new noise for every batch (training); the evaluation keeps one realisation a sample.
     """
 
     def __init__(
@@ -240,19 +239,3 @@ def write_png(volume: np.ndarray, path: Path) -> None:
     middle = volume[..., volume.shape[-1] // 2]
     low, high = np.percentile(middle, [1.0, 99.5])
     mpl_image.imsave(path, middle.T[::-1, ::-1], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-
-
-class Clock:
-    """Ignite handler that keeps the seconds of every iteration in ``engine.state.seconds``."""
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an engine."""
-        engine.state.seconds = []
-        engine.add_event_handler(Events.ITERATION_STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop)
-
-    def _start(self, engine: Engine) -> None:
-        self._begin = time.perf_counter()
-
-    def _stop(self, engine: Engine) -> None:
-        engine.state.seconds.append(time.perf_counter() - self._begin)

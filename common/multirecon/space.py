@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -112,11 +111,6 @@ class ImageSpace:
     def stack_shape(self) -> tuple[int, ...]:
         """``(C, *shape)``: the shape of one stack without its batch axis."""
         return (self.num_channels, *self.shape)
-
-    @property
-    def num_voxels(self) -> int:
-        """Number of grid points of one channel."""
-        return prod(self.shape)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -270,12 +270,3 @@ def _device(network: Any, default: torch.device) -> torch.device:
         for parameter in network.parameters():
             return parameter.device
     return default
-
-
-def merge_clean(stack: Tensor, measurement: Measurement) -> Tensor:
-    """Return the stack with every clean modality replaced by its image exactly."""
-    parts: Mapping[str, Tensor] = {
-        name: measurement.y[name] if measurement.operator.is_clean(name) else stack[:, measurement.space.channels(name)]
-        for name in measurement.space.names
-    }
-    return torch.cat([parts[name] for name in measurement.space.names], dim=1)
