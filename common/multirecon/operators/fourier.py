@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import pi
+from math import pi, prod
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from ..batching import slice_samples
 from .base import LinearOperator
 
 __all__ = ["MaskedFourier", "centred_fft", "centred_ifft"]
+
+_MOST_RUNS = 6
 
 
 def centred_fft(image: Tensor, spatial_dims: int = 2) -> Tensor:
@@ -54,7 +56,9 @@ class MaskedFourier(LinearOperator):
     otherwise the image is one complex channel. With ``sum_c |S_c|^2 <= 1`` the spectral norm is at most one.
 
     No ``fftshift`` is computed: moving both origins to ``N // 2`` multiplies image and k-space by separable phase ramps
-    (a checkerboard of signs for even sizes); that of k-space is folded into a copy of the mask.
+    (a checkerboard of signs for even sizes); that of k-space is folded into a copy of the mask. Where the lines skipped
+    along the last axis form a regular pattern, they are left out between the transform of that axis and those of the
+    others, which costs and stores less than half of a whole transform at usual accelerations.
 
     Args:
         mask: 0/1 sampling pattern ``(*spatial)``, or one a sample ``(B, *spatial)``.
@@ -113,14 +117,21 @@ class MaskedFourier(LinearOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Return k-space ``(B, coils, *spatial)`` of images ``(B, 1, *spatial)``."""
         coil_images = self._turned_maps * self.check_domain(x)  # a real image stays real: half the products
-        return torch.fft.fftn(coil_images, dim=self._axes, norm="ortho").mul_(self._turned_mask)
+        if not self._runs:
+            return torch.fft.fftn(coil_images, dim=self._axes).mul_(self._turned_mask)
+        lines = _gather(torch.fft.fft(coil_images, dim=-1), self._runs)
+        lines = torch.fft.fftn(lines, dim=self._axes[:-1]).mul_(self._sampled_mask)
+        return _scatter(lines, self._runs, coil_images.shape[-1])
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return the coil-combined image ``(B, 1, *spatial)`` of k-space ``(B, coils, *spatial)``."""
-        mask = self._turned_mask.conj().resolve_conj()
 
         def coil_image(part: Tensor) -> Tensor:
-            return torch.fft.ifftn(part * mask, dim=self._axes, norm="ortho")
+            if not self._runs:
+                return torch.fft.ifftn(part * self._conjugate_mask, dim=self._axes, norm="forward")
+            lines = _gather(part, self._runs) * self._conjugate_mask
+            lines = torch.fft.ifftn(lines, dim=self._axes[:-1], norm="forward")
+            return torch.fft.ifft(_scatter(lines, self._runs, part.shape[-1]), dim=-1, norm="forward")
 
         image = self._combine(self.check_range(y), coil_image, self._conjugate_turned_maps)
         return image.real.contiguous() if self.real_image else image
@@ -132,8 +143,8 @@ class MaskedFourier(LinearOperator):
         def coil_image(maps: Tensor) -> Tensor:
             if not axes:
                 return maps * x * self._shifted_mask
-            spectrum = torch.fft.fftn(maps * x, dim=axes, norm="ortho").mul_(self._shifted_mask)
-            return torch.fft.ifftn(spectrum, dim=axes, norm="ortho")
+            spectrum = torch.fft.fftn(maps * x, dim=axes).mul_(self._shifted_mask)
+            return torch.fft.ifftn(spectrum, dim=axes, norm="forward")
 
         image = self._combine(self.maps, coil_image, self._conjugate_maps)
         return image.real.contiguous() if self.real_image else image
@@ -170,17 +181,26 @@ class MaskedFourier(LinearOperator):
         spatial = self.maps.shape[-self.spatial_dims :]
         mask = self.mask if self.mask.ndim == self.spatial_dims else self.mask.unsqueeze(1)
         turned = self.maps * _separable_ramp(spatial, constant=False).to(self.maps)
+        # Transforms are computed without a factor, which is a pass over the data: the masks carry it.
+        turned_mask = mask * (_separable_ramp(spatial, constant=True) / prod(spatial) ** 0.5).to(self.maps)
+        gram_points = prod(spatial[axis] for axis in self._gram_axes)
+        self._runs = _regular_runs(self.mask.flatten(0, -2).amax(0) > 0)
+        sampled_mask = _gather(turned_mask, self._runs) if self._runs else turned_mask
         self._conjugate_maps: Tensor
         self._turned_maps: Tensor
         self._conjugate_turned_maps: Tensor
         self._turned_mask: Tensor
+        self._sampled_mask: Tensor
+        self._conjugate_mask: Tensor
         self._shifted_mask: Tensor
         for name, buffer in (
             ("_conjugate_maps", self.maps.conj().resolve_conj()),
             ("_turned_maps", turned),
             ("_conjugate_turned_maps", turned.conj().resolve_conj()),
-            ("_turned_mask", mask * _separable_ramp(spatial, constant=True).to(self.maps)),
-            ("_shifted_mask", torch.fft.ifftshift(mask, self._axes)),
+            ("_turned_mask", turned_mask),
+            ("_sampled_mask", sampled_mask),
+            ("_conjugate_mask", sampled_mask.conj().resolve_conj()),
+            ("_shifted_mask", torch.fft.ifftshift(mask, self._axes) / gram_points),
         ):
             self.register_buffer(name, buffer, persistent=False)
 
@@ -202,6 +222,42 @@ def _separable_ramp(shape: Sequence[int], *, constant: bool) -> Tensor:
             line = line.real.round().to(line.dtype)  # exact signs
         ramp = ramp * line.reshape(-1, *[1] * (len(shape) - 1 - axis))
     return ramp
+
+
+def _regular_runs(sampled: Tensor) -> tuple[slice, ...]:
+    """Return equally spaced runs that list the sampled lines in order, or nothing where leaving lines out is no gain.
+
+    Copies by a few strided slices are several times faster than by an index; a line pattern that needs more of them
+    (random masks), or that keeps most lines, is not worth it.
+    """
+    lines = sampled.nonzero().flatten().tolist()
+    runs: list[slice] = []
+    first = 0
+    while first < len(lines):
+        last = min(first + 1, len(lines) - 1)
+        step = max(lines[last] - lines[first], 1)
+        while last + 1 < len(lines) and lines[last + 1] - lines[last] == step:
+            last += 1
+        runs.append(slice(lines[first], lines[last] + 1, step))
+        first = last + 1
+    return tuple(runs) if 0 < len(lines) <= 0.7 * len(sampled) and len(runs) <= _MOST_RUNS else ()
+
+
+def _gather(lines: Tensor, runs: Sequence[slice]) -> Tensor:
+    """Return the lines of the runs along the last axis, contiguous."""
+    parts = [lines[..., run] for run in runs]
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _scatter(lines: Tensor, runs: Sequence[slice], size: int) -> Tensor:
+    """Return the lines at their places among ``size`` along the last axis, zeros elsewhere."""
+    full = lines.new_zeros((*lines.shape[:-1], size))
+    start = 0
+    for run in runs:
+        count = len(range(run.start, run.stop, run.step))
+        full[..., run] = lines[..., start : start + count]
+        start += count
+    return full
 
 
 def _spatial_dims(mask: Tensor, maps: Tensor, given: int | None) -> int:

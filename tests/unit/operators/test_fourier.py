@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multirecon.operators import MaskedFourier, check_operator
-from multirecon.operators.fourier import centred_fft, centred_ifft
+from multirecon.operators.fourier import _regular_runs, centred_fft, centred_ifft
 
 SHAPES = [(8, 8), (7, 9), (6, 10), (4, 5, 6)]
 
@@ -99,3 +99,30 @@ def test_errors_name_the_argument():
         MaskedFourier(torch.ones(8, 4, 4), torch.ones(8, 8, 4, 4, dtype=torch.complex64))
     with pytest.raises(ValueError, match="expected shape"):
         MaskedFourier(torch.ones(4, 4), maps)(torch.ones(1, 1, 5, 4))
+
+
+@pytest.mark.parametrize("columns", [slice(1, None, 3), slice(4, 5), [2, 5, 6, 7, 8, 11], [0, 1, 5, 7, 8, 13]])
+@pytest.mark.parametrize(("mask_batch", "lead"), [(None, (6,)), (2, (7,)), (None, (3, 4))])
+def test_skipping_unsampled_lines_changes_nothing(columns, mask_batch, lead):
+    mask = torch.zeros(*([mask_batch] if mask_batch else []), *lead, 16)
+    mask[..., columns] = (torch.rand(mask[..., columns].shape, generator=_generator(3)) < 0.8).float()
+    maps = torch.randn(3, *lead, 16, generator=_generator(4), dtype=torch.complex64)
+    operator = MaskedFourier(mask, maps, spatial_dims=len(lead) + 1).double()
+    x = torch.randn(2, 1, *lead, 16, generator=_generator(5), dtype=torch.float64, requires_grad=True)
+    y = operator(x)
+    kspace = operator.mask.unsqueeze(1) if mask_batch else operator.mask
+    torch.testing.assert_close(y, kspace * centred_fft(operator.maps * x, len(lead) + 1))
+    check_operator(operator, tolerance=1e-12, batched=mask_batch is None)
+    (gradient,) = torch.autograd.grad(y.abs().square().sum() / 2, x)
+    torch.testing.assert_close(gradient, operator.gram(x))
+
+
+def test_regular_patterns_are_runs():
+    sampled = torch.zeros(256, dtype=torch.bool)
+    sampled[::4] = True
+    assert _regular_runs(sampled) == (slice(0, 253, 4),)
+    sampled[116:140] = True
+    assert _regular_runs(sampled) == (slice(0, 117, 4), slice(117, 141, 1), slice(144, 253, 4))
+    assert _regular_runs(torch.ones(8, dtype=torch.bool)) == ()  # nothing to leave out
+    assert _regular_runs(torch.zeros(8, dtype=torch.bool)) == ()
+    assert _regular_runs(torch.rand(256, generator=_generator()) < 0.25) == ()  # an index would be slower
