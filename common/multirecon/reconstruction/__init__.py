@@ -4,6 +4,7 @@ from .base import Capability, ImageSource, PosteriorSampler, Reconstructor
 from .fbp import FilteredBackProjection
 from .slicewise import SliceWise
 from .tikhonov import Tikhonov
+from .tuning import Tuning, block_kind
 
 __all__ = [
     "Capability",
@@ -13,4 +14,6 @@ __all__ = [
     "Reconstructor",
     "SliceWise",
     "Tikhonov",
+    "Tuning",
+    "block_kind",
 ]
