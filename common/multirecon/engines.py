@@ -19,6 +19,7 @@ from torch import Tensor
 from .acquisition import Acquisition, fine_maps
 from .files import atomic_path
 from .measurement import Measurement
+from .reconstruction.trust import trust_map
 from .space import ImageSpace
 from .units import attenuation_to_hu
 
@@ -132,11 +133,16 @@ class SaveReconstructions:
     Slices of one batch become separate files ``<id>_<modality>.nii.gz`` with the affine of their slice; a 3D result
     becomes a volume. CT leaves in HU. Files appear whole or not at all.
 
+    Where measurements are handed in, ``<id>_trust.nii.gz`` says for every voxel which share of the result the data
+    determine (:func:`multirecon.reconstruction.trust.trust_map`), one map a modality on the last axis.
+
     Args:
         output_dir: folder of the results, made where it is missing.
         space: modalities of the results where images, not measurements, are handed in.
         modalities: what to write; the default is every modality of the stack.
         png: also write an 8-bit picture of the middle slice, windowed to its 1st to 99.5th percentile.
+        trust: also write trust maps; by default on 2D grids, where one takes well below a second (a 3D operator is
+            called up to 62 times).
     """
 
     def __init__(
@@ -146,11 +152,13 @@ class SaveReconstructions:
         space: ImageSpace | None = None,
         modalities: Sequence[str] | None = None,
         png: bool = True,
+        trust: bool | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.space = space
         self.modalities = tuple(modalities) if modalities is not None else None
         self.png = png
+        self.trust = trust
 
     def attach(self, engine: Engine) -> None:
         """Attach to an engine: saves after every iteration."""
@@ -170,20 +178,30 @@ class SaveReconstructions:
             for modality in self.modalities or space.names:
                 image = _plain(pred)[index, space.channels(modality)].detach().cpu()
                 self._save(name, modality, image, affines[index], space)
+        wanted = len(space.shape) == 2 if self.trust is None else self.trust
+        if wanted and isinstance(inputs, Measurement):
+            maps = trust_map(inputs, _plain(pred)).float().cpu()
+            chosen = [space.names.index(m) for m in self.modalities or space.names]
+            for index, name in enumerate(ids):
+                self._write(self.output_dir / f"{safe_name(name)}_trust.nii.gz", maps[index, chosen], affines[index])
 
     def _save(self, sample: str, modality: str, image: Tensor, affine: Tensor, space: ImageSpace) -> None:
         values = attenuation_to_hu(image) if modality == "ct" and space[modality].unit == "1/cm" else image
-        array = values.float().numpy()
-        array = array if array.ndim == 4 else array[..., None]
-        array = np.moveaxis(array, 0, -1)
         stem = f"{safe_name(sample)}_{modality}"
-        path = self.output_dir / f"{stem}.nii.gz"
-        nifti = nib.Nifti1Image(array[..., 0] if array.shape[-1] == 1 else array, affine.numpy())
-        with atomic_path(path) as draft:
-            nib.save(nifti, draft)
+        nifti = self._write(self.output_dir / f"{stem}.nii.gz", values, affine)
         if self.png:
             with atomic_path(self.output_dir / f"{stem}.png") as draft:
                 write_png(np.asarray(nib.as_closest_canonical(nifti).dataobj), draft)
+
+    @staticmethod
+    def _write(path: Path, image: Tensor, affine: Tensor) -> nib.Nifti1Image:
+        """Write ``(channels, *shape)`` as NIfTI, channels last where there are several, and return it."""
+        array = image.float().numpy()
+        array = np.moveaxis(array if array.ndim == 4 else array[..., None], 0, -1)
+        nifti = nib.Nifti1Image(array[..., 0] if array.shape[-1] == 1 else array, affine.numpy())
+        with atomic_path(path) as draft:
+            nib.save(nifti, draft)
+        return nifti
 
 
 class SampleLog:

@@ -63,7 +63,8 @@ def test_run_gives_the_same_images_from_any_directory(bundle, stock, data, expec
         done = stock.run(options(bundle, data, tmp_path / name), place)
         assert done.code == 0, f"{name}: {done.err}"
         assert_same(images(tmp_path / name), expected)
-    assert len(expected) == tilted.batch_size * len(tilted.space.names)
+    results = {name for name in expected if not name.endswith("_trust.nii.gz")}
+    assert len(results) == tilted.batch_size * len(tilted.space.names)
     for index, affine in enumerate(tilted.space.affine.numpy()):
         for modality in tilted.space.names:
             image = next(i for n, i in expected.items() if f"{index:03d}" in n and n.endswith(f"_{modality}.nii.gz"))

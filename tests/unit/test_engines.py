@@ -75,13 +75,24 @@ def test_saved_files_have_grid_unit_and_name(tmp_path):
     truth[:, 1] = 0.1929
     names = run_save(tmp_path, MetaTensor(truth), measurement, ["a/0/1", "b<script>"])
     assert names == [
-        "a-0-1_ct.nii.gz", "a-0-1_ct.png", "a-0-1_t1.nii.gz", "a-0-1_t1.png",
-        "b-script_ct.nii.gz", "b-script_ct.png", "b-script_t1.nii.gz", "b-script_t1.png",
+        "a-0-1_ct.nii.gz", "a-0-1_ct.png", "a-0-1_t1.nii.gz", "a-0-1_t1.png", "a-0-1_trust.nii.gz",
+        "b-script_ct.nii.gz", "b-script_ct.png", "b-script_t1.nii.gz", "b-script_t1.png", "b-script_trust.nii.gz",
     ]  # fmt: skip
     image = nib.load(tmp_path / "out" / "b-script_t1.nii.gz")
     assert np.allclose(image.affine, np.diag([2, 2, 2, 1]))
     assert np.allclose(image.get_fdata()[..., 0], truth[1, 0])
     assert np.allclose(nib.load(tmp_path / "out" / "a-0-1_ct.nii.gz").get_fdata(), 0.0, atol=1e-3)
+    trust = nib.load(tmp_path / "out" / "b-script_trust.nii.gz")
+    assert trust.shape == (6, 8, 1, 2)
+    assert np.allclose(trust.affine, image.affine)
+    assert np.all(trust.get_fdata()[..., 0] > 0.5)  # a noisy image of t1
+    assert np.all(trust.get_fdata()[..., 1] == 0)  # no measurement of ct
+
+
+def test_trust_maps_may_be_left_out(tmp_path):
+    measurement, truth = PrepareMeasurement(ACQUISITION)(collate(items()))
+    names = run_save(tmp_path, MetaTensor(truth), measurement, ["a", "b"], trust=False, modalities=["t1"], png=False)
+    assert names == ["a_t1.nii.gz", "b_t1.nii.gz"]
 
 
 def test_volume_is_saved_as_volume(tmp_path):
