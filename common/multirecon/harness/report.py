@@ -31,6 +31,7 @@ from .tables import (
     records_csv,
     verdict,
 )
+from .trust_panels import TRUST_CAPTION, trust_figure, trust_slices
 from .workspace import RECORDS, TASKS, image_file, load_image, write_text, zoom_of
 
 __all__ = ["TaskInfo", "read_tasks", "write_report"]
@@ -165,7 +166,8 @@ def _board_context(
 def _panels(board: Board, records: Sequence[Record], info: TaskInfo, sources: Sequence[Path]) -> list[dict[str, str]]:
     """Return figure and caption of the first samples whose images were kept, one a target."""
     mine = [r for r in records if r.task == board.task and r.status == OK and r.repeat == 0]
-    panels = []
+    panels: list[dict[str, str]] = []
+    shown = 0
     for sample in sorted({r.sample for r in mine}):
         rows = [r for r in mine if r.sample == sample]
         truth = _find(sources, rows[0], truth=True)
@@ -185,7 +187,11 @@ def _panels(board: Board, records: Sequence[Record], info: TaskInfo, sources: Se
                 f"{-reporting.error:g} (blue) to {reporting.error:g}{_unit(reporting)} (red)"
             )
             panels.append({"image": _data_uri(panel_figure(panel)), "caption": text})
-        if len(panels) >= PANELS * len(info.targets):
+            trust = trust_figure(trust_slices(sources, rows, info.space, target))
+            if trust:
+                panels.append({"image": _data_uri(trust), "caption": f"{sample}, {target}: {TRUST_CAPTION}"})
+        shown += 1
+        if shown >= PANELS:
             break
     return panels
 

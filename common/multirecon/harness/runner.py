@@ -19,11 +19,23 @@ import multirecon
 from ..bundle.package import package_hash
 from ..files import cache_folder
 from ..metrics import data_residual, evaluate_image, reporting_range
+from ..reconstruction.trust import trust_map
 from .methods import Method
 from .process import Worker
 from .questions import Answerable, Question, Questions, TaskLike
 from .records import FAILED, OK, Record, RecordFile
-from .workspace import IMAGES, RECORDS, SAMPLES, TASKS, image_file, save_image, save_zoom, work_folder, write_json
+from .workspace import (
+    IMAGES,
+    RECORDS,
+    SAMPLES,
+    TASKS,
+    image_file,
+    save_image,
+    save_zoom,
+    trust_file,
+    work_folder,
+    write_json,
+)
 
 __all__ = ["Summary", "evaluate", "parse_shard"]
 
@@ -161,6 +173,9 @@ class _Run:
                     save_image(image_file(self.output, record), stack)
                     save_image(image_file(self.output, record, truth=True), ready.truth[0].numpy())
                     save_zoom(self.output, record, ready.regions)
+                    if stack.ndim == 3:  # a 3D operator is too slow for a picture
+                        maps = trust_map(ready.measurement, torch.from_numpy(stack)[None])
+                        save_image(trust_file(self.output, record), maps[0].numpy())
                 if self.file.append(record):
                     self.summary.counts[record.status] = self.summary.counts.get(record.status, 0) + 1
                 bar.update()

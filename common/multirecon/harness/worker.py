@@ -25,7 +25,7 @@ __all__ = ["main"]
 
 
 class TimedInferer:
-    """Stands in for a bundle's inferer and times nothing but its calls.
+    """Stands in for a bundle's inferer: times nothing but its calls, and notes the peak memory up to their end.
 
     Args:
         inferer: the bundle's own.
@@ -37,6 +37,7 @@ class TimedInferer:
         self.seed = seed
         self.seconds = 0.0
         self.calls = 0
+        self.peak_mb = 0.0
         self.result: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -53,6 +54,7 @@ class TimedInferer:
         result = self.inferer(*args, **kwargs)
         _synchronise()
         self.seconds += time.perf_counter() - begin
+        self.peak_mb = max(self.peak_mb, _peak_mb())
         self.calls += 1
         self.result = result
         return result
@@ -92,7 +94,9 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: ``config_files``, ``bundle_root``, ``measurement`` (file), ``output_dir``, ``result`` (file to write),
-            ``targets``, ``seed`` and ``device`` (or ``None``: the bundle's own choice).
+            ``targets``, ``seed`` and ``device`` (or ``None``: the bundle's own choice). With ``only_refusals`` nothing
+            is reconstructed: the status is ``"applicable"`` or ``"not applicable"``. With ``keep_files`` what the
+            bundle writes is wanted, trust maps included; else they are left out.
     """
     import numpy as np
     import torch
@@ -118,6 +122,10 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         reasons = capability.refusals(Measurement.load(job["measurement"]), job["targets"])
         if reasons:
             return {"status": "not applicable", "reason": "; ".join(reasons)}
+    if job.get("only_refusals"):
+        return {"status": "applicable"}
+    if not job.get("keep_files"):
+        _without_trust(workflow)
     evaluator = workflow.evaluator
     timed = TimedInferer(evaluator.inferer, job["seed"])
     evaluator.inferer = timed
@@ -127,7 +135,6 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(job["seed"])
     _reset_peak()
     workflow.run()
-    peak = _peak_mb()
     workflow.finalize()
     if timed.calls == 0:
         return {"status": "failed", "reason": "no result: the evaluator never called the inferer"}
@@ -135,7 +142,16 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         return {"status": "failed", "reason": f"result: expected a tensor, got {type(timed.result).__name__}"}
     result = torch.as_tensor(timed.result).detach()
     save_image(Path(job["result"]), result.cpu().numpy())
-    return {"status": "ok", "seconds": timed.seconds, "peak_mb": peak, "device": _device_name(result.device)}
+    return {"status": "ok", "seconds": timed.seconds, "peak_mb": timed.peak_mb, "device": _device_name(result.device)}
+
+
+def _without_trust(workflow: Any) -> None:
+    """Let the bundle's handlers save no trust maps: only the result itself is read."""
+    from ..engines import SaveReconstructions
+
+    for handler in workflow.parser.get_parsed_content("handlers") if "handlers" in workflow.parser else ():
+        if isinstance(handler, SaveReconstructions):
+            handler.trust = False
 
 
 def describe(error: BaseException) -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "load_image",
     "save_image",
     "save_zoom",
+    "trust_file",
     "work_folder",
     "write_json",
     "write_text",
@@ -108,6 +109,11 @@ def image_file(output: Path, record: Record, *, truth: bool = False) -> Path:
     kind = "truth" if truth else _plain(record.method)
     name = f"{_plain(record.sample)}_{kind}_{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
     return output / IMAGES / _plain(record.task) / name
+
+
+def trust_file(output: Path, record: Record) -> Path:
+    """Return where the trust maps ``(M, *shape)`` of a record's stack are kept."""
+    return image_file(output, record).with_suffix(".trust.npy")
 
 
 def _plain(name: str) -> str:
