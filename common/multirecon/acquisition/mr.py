@@ -13,7 +13,7 @@ from ..likelihoods import Gaussian
 from ..operators import MaskedFourier
 from ..operators.coils import birdcage_maps, estimate_maps, smooth_phase
 from ..operators.fourier import centred_fft
-from ..operators.masks import equispaced_mask, poisson_disc_mask, random_mask
+from ..operators.masks import calibration_size, equispaced_mask, poisson_disc_mask, random_mask
 from .base import Scan, ScanContext, ScanResult, block_mean
 
 __all__ = ["CartesianMR", "crop_kspace"]
@@ -64,7 +64,7 @@ class CartesianMR(Scan):
         acceleration: spacing of the sampled columns outside the calibration block; for ``"random"`` columns and
             ``"poisson_disc"`` points that of the whole mask. A number or a list.
         coils: number of receive coils (birdcage).
-        radius: relative coil radius.
+        radius: relative coil radius. A number or a list.
         sigma: noise standard deviation on the real and on the imaginary part of each sample, image scale 1. A number
             or a list.
         center_lines: fully sampled columns around the zero frequency (side of the fully sampled square for
@@ -72,7 +72,8 @@ class CartesianMR(Scan):
         pattern: ``"equispaced"`` or ``"random"`` columns, or ``"poisson_disc"`` points (the slice then lies across the
             readout of a 3D scan, with two phase-encoding axes).
         phase: root mean square of the object's smooth phase in radians; 0 switches it off.
-        maps: ``"true"`` or ``"estimated"``.
+        maps: ``"true"`` or ``"estimated"``. One of them or a list, of which ``"estimated"`` is drawn only where the
+            calibration lines drawn allow it.
 
     Raises:
         ValueError: on an unknown pattern, or estimated maps without enough calibration lines.
@@ -90,33 +91,34 @@ class CartesianMR(Scan):
         acceleration: float | Sequence[float],
         *,
         coils: int = 8,
-        radius: float = 1.5,
+        radius: float | Sequence[float] = 1.5,
         sigma: float | Sequence[float] = 0.01,
         center_lines: int | Sequence[int] = 0,
         pattern: str = "equispaced",
         phase: float = pi / 3,
-        maps: str = "true",
+        maps: str | Sequence[str] = "true",
     ) -> None:
         if pattern not in PATTERNS:
             raise ValueError(f"pattern: expected one of {PATTERNS}, got {pattern!r}")
-        if maps not in MAPS:
-            raise ValueError(f"maps: expected one of {MAPS}, got {maps!r}")
+        self.maps = (maps,) if isinstance(maps, str) else tuple(maps)
+        if not self.maps or not set(self.maps) <= set(MAPS):
+            raise ValueError(f"maps: expected one of {MAPS} or a list of them, got {maps!r}")
         self.acceleration = _choices(acceleration, "acceleration")
         self.coils = coils
-        self.radius = radius
+        self.radius = _choices(radius, "radius")
         self.sigma = _choices(sigma, "sigma")
         self.center_lines = tuple(int(n) for n in _choices(center_lines, "center_lines"))
         self.pattern = pattern
         self.phase = phase
-        self.maps = maps
-        if maps == "estimated" and min(self.center_lines) < MINIMUM_CALIBRATION:
+        if self.maps == ("estimated",) and min(self.center_lines) < MINIMUM_CALIBRATION:
             raise ValueError(f"center_lines: expected at least {MINIMUM_CALIBRATION} to estimate maps from, "
                              f"got {list(self.center_lines)}")  # fmt: skip
 
     def acquire(self, fine: Tensor, context: ScanContext) -> ScanResult:
         """Simulate one slice ``(1, 1, *fine)``; returns k-space ``(1, coils, *shape)``."""
         shape, factor = context.space.shape, context.oversample
-        maps = birdcage_maps(self.coils, fine.shape[2:], radius=self.radius).to(fine.device)
+        radius = _pick(self.radius, context.generator)
+        maps = birdcage_maps(self.coils, fine.shape[2:], radius=radius).to(fine.device)
         if self.phase:
             angle = smooth_phase(fine.shape[2:], context.generator, amplitude=self.phase).to(fine.device)
             maps = maps * torch.polar(torch.ones_like(angle), angle)
@@ -128,7 +130,9 @@ class CartesianMR(Scan):
             sigma = torch.full((1,) * (2 + len(shape)), level, device=fine.device)
         likelihood = Gaussian(sigma, support=mask.reshape(1, 1, *mask.shape))
         y = likelihood.sample(kspace * mask, context.generator)
-        known = self._estimate(y) if self.maps == "estimated" else _averaged(maps, factor)
+        possible = [m for m in self.maps if m == "true" or min(calibration_size(mask)) >= MINIMUM_CALIBRATION]
+        estimated = _pick(possible or self.maps, context.generator) == "estimated"
+        known = self._estimate(y) if estimated else _averaged(maps, factor)
         same = self.pattern == "equispaced" and len(self.acceleration) == len(self.center_lines) == 1
         return ScanResult(y, MaskedFourier(mask if same else mask[None], known[None]), likelihood)
 
@@ -136,11 +140,11 @@ class CartesianMR(Scan):
         """Return in a few words what is measured."""
         lines = f", {_listed(self.center_lines)} centre lines" if max(self.center_lines) else ""
         return (f"{_listed(self.acceleration)}x {self.pattern.replace('_', '-')} k-space{lines}, {self.coils} coils, "
-                f"noise {_listed(self.sigma)}, {self.maps} maps")  # fmt: skip
+                f"noise {_listed(self.sigma)}, {'/'.join(self.maps)} maps")  # fmt: skip
 
     def mismatch(self) -> tuple[str, ...]:
         """Return what the data hold and the model does not know."""
-        return ("maps and phase from the calibration lines",) if self.maps == "estimated" else ()
+        return ("maps and phase from the calibration lines",) if "estimated" in self.maps else ()
 
     @staticmethod
     def _estimate(y: Tensor) -> Tensor:
@@ -158,6 +162,7 @@ class CartesianMR(Scan):
 
 
 Number = TypeVar("Number", int, float)
+Choice = TypeVar("Choice", int, float, str)
 
 
 def _choices(value: Number | Sequence[Number], name: str) -> tuple[Number, ...]:
@@ -171,7 +176,7 @@ def _listed(choices: Sequence[float]) -> str:
     return "/".join(f"{c:g}" for c in choices)
 
 
-def _pick(choices: Sequence[Number], generator: torch.Generator) -> Number:
+def _pick(choices: Sequence[Choice], generator: torch.Generator) -> Choice:
     """Return one of the choices; a single one draws nothing, so that its noise stays what it was."""
     if len(choices) == 1:
         return choices[0]

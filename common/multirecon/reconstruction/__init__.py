@@ -5,6 +5,7 @@ from .fbp import FilteredBackProjection
 from .slicewise import SliceWise
 from .tikhonov import Tikhonov
 from .tuning import Tuning, block_kind
+from .unrolled import UnrolledReconstructor
 
 __all__ = [
     "Capability",
@@ -15,5 +16,6 @@ __all__ = [
     "SliceWise",
     "Tikhonov",
     "Tuning",
+    "UnrolledReconstructor",
     "block_kind",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Capability:
         synthesises: whether it estimates modalities about which nothing was measured.
         ndim: numbers of spatial axes it handles.
         shape: the only grid it handles, or ``None``.
+        requires: modalities that must be measured, each with the kind of its operator (``identity``: a clean image).
     """
 
     operators: frozenset[str] | None = None
@@ -39,6 +40,7 @@ class Capability:
     synthesises: bool = False
     ndim: frozenset[int] = frozenset({2, 3})
     shape: tuple[int, ...] | None = None
+    requires: Mapping[str, str] = field(default_factory=dict)
 
     def refusals(self, measurement: Measurement, targets: Iterable[str] = ()) -> list[str]:
         """Return every reason, as a sentence, why the measurement (and its targets) is out of reach; empty if none.
@@ -62,6 +64,10 @@ class Capability:
             unknown = sorted(set(measurement.available) - self.modalities)
             if unknown:
                 reasons.append(f"modalities: expected some of {sorted(self.modalities)}, got {unknown}")
+        for name, kind in self.requires.items():
+            got = repr(measurement.operator[name].kind) if name in measurement.available else "no measurement"
+            if got != repr(kind):
+                reasons.append(f"block {name!r}: expected an operator of kind {kind!r}, got {got}")
         if not self.synthesises:
             missing = sorted(set(targets) - set(measurement.available))
             if missing:

@@ -108,3 +108,20 @@ def test_what_a_scan_says_of_itself():
     scan = CartesianMR([3, 6], center_lines=24, maps="estimated", pattern="poisson_disc", coils=12)
     assert scan.describe() == "3/6x poisson-disc k-space, 24 centre lines, 12 coils, noise 0.01, estimated maps"
     assert scan.mismatch() == ("maps and phase from the calibration lines",)
+
+
+def test_maps_and_radius_from_lists():
+    """Estimated maps are drawn where the calibration lines drawn allow them; a single choice draws nothing."""
+    scan = CartesianMR(4, center_lines=[0, 24], maps=["true", "estimated"], radius=[1.3, 1.7])
+    measurement, _ = measure(scan, ids=[f"s{i}" for i in range(24)], soft=True)
+    operator = measurement.operator["flair"]
+    # true birdcage maps cover the whole grid, estimated ones the support alone
+    estimated = [bool((maps == 0).all(0).any()) for maps in operator.maps]
+    lines = [min(calibration_size(mask)) for mask in operator.mask]
+    assert {e for e, n in zip(estimated, lines, strict=True) if n >= 24} == {True, False}
+    assert not any(e for e, n in zip(estimated, lines, strict=True) if n < 12)
+    alone, _ = measure(CartesianMR(4, center_lines=24, maps=["true"], radius=[1.5]))
+    plain, _ = measure(CartesianMR(4, center_lines=24))
+    assert alone.fingerprint() == plain.fingerprint()
+    assert "true/estimated maps" in scan.describe()
+    assert scan.mismatch()
