@@ -3,6 +3,7 @@
 from .denoiser import Denoiser, HaarDomain, NetworkDenoiser, Parametrisation, PixelDomain, predicted_noise
 from .diffusion import DiffusionPrior, NoisyBatch
 from .haar import band_names, haar_analysis, haar_synthesis
+from .sampling import SampleNoise, reverse_diffusion
 from .scaling import IntensityScaling
 from .schedules import NoiseSchedule
 
@@ -16,8 +17,10 @@ __all__ = [
     "NoisyBatch",
     "Parametrisation",
     "PixelDomain",
+    "SampleNoise",
     "band_names",
     "haar_analysis",
     "haar_synthesis",
     "predicted_noise",
+    "reverse_diffusion",
 ]

@@ -76,6 +76,10 @@ class IntensityScaling:
         """Return the stack in physical units of network values ``(B, C, *shape)``."""
         return self._inverse(self._check(image))
 
+    def slope(self, stack: Tensor) -> Tensor:
+        """Return ``dx/dv`` at every value of a stack ``(B, C, *shape)`` in physical units."""
+        return self._forward.slope(self._check(stack))
+
     def affine(self, name: str) -> tuple[float, float] | None:
         """Return ``(a, b)`` with ``physical = a + b * network`` for a modality, or None where the map is not affine."""
         pairs = self.knots[self.space.channels(name).start]
@@ -115,4 +119,12 @@ class _Ramps:
         out = x0 + slope * (values - v0)
         for knot, step in change.unbind(1):
             out = out + step.reshape(shape) * (values - knot.reshape(shape)).clamp(min=0)
+        return out
+
+    def slope(self, values: Tensor) -> Tensor:
+        shape = (-1, *[1] * (values.ndim - 2))
+        start, change = self.start.to(values), self.change.to(values)
+        out = start[2].reshape(shape).expand_as(values)
+        for knot, step in change.unbind(1):
+            out = out + step.reshape(shape) * (values > knot.reshape(shape))
         return out

@@ -115,6 +115,22 @@ class NoiseSchedule:
         step = table[high] - table[high - 1]
         return ((high - 1) + (log_sigma - table[high - 1]) / step).to(sigma.dtype)
 
+    def even_levels(self, count: int, *, sigma_max: float | None = None) -> Tensor:
+        """Return ``count`` times, fractions of a step, whose noise levels are evenly spaced in ``log sigma``.
+
+        Args:
+            count: number of times, ascending from 0.
+            sigma_max: largest noise level; the schedule's by default.
+
+        Raises:
+            ValueError: with fewer than two times, or a level outside the schedule.
+        """
+        low, high = self.sigma_range
+        top = high if sigma_max is None else sigma_max
+        if count < 2 or not low < top <= high:
+            raise ValueError(f"count, sigma_max: expected >= 2 and a level in ({low:g}, {high:g}], got {count}, {top}")
+        return self.timestep(torch.linspace(math.log(low), math.log(top), count, dtype=torch.float64).exp())
+
     def kept_steps(self, count: int) -> Tensor:
         """Return ``count`` times, rounded and evenly spaced from 0 to ``T - 1``, ascending, ``(count,)`` integers.
 

@@ -2,6 +2,7 @@
 
 from .base import Capability, ImageSource, PosteriorSampler, Reconstructor
 from .fbp import FilteredBackProjection
+from .posterior import DecomposedSampling, PosteriorSampling
 from .slicewise import SliceWise
 from .tikhonov import Tikhonov
 from .tuning import Tuning, block_kind
@@ -9,9 +10,11 @@ from .unrolled import UnrolledReconstructor
 
 __all__ = [
     "Capability",
+    "DecomposedSampling",
     "FilteredBackProjection",
     "ImageSource",
     "PosteriorSampler",
+    "PosteriorSampling",
     "Reconstructor",
     "SliceWise",
     "Tikhonov",

@@ -64,3 +64,14 @@ def test_wrong_arguments_are_named():
         IntensityScaling(space(), knots={"t1": [[0, 0], [1, 0]]})
     with pytest.raises(ValueError, match="3 channels"):
         IntensityScaling(space())(torch.zeros(1, 2, 4, 4))
+
+
+def test_slope_is_the_derivative():
+    space = ImageSpace(["t1", "ct"], (1, 5), (1.0, 1.0))
+    scaling = IntensityScaling(space)
+    values = (
+        torch.tensor([[0.1, 0.5, 0.9, 1.4, -0.1], [-1200.0, -500.0, 50.0, 900.0, 2500.0]]).reshape(1, 2, 1, 5).double()
+    )
+    step = 1e-3
+    expected = (scaling(values + step) - scaling(values - step)) / (2 * step)
+    torch.testing.assert_close(scaling.slope(values), expected)

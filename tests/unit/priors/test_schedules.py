@@ -55,3 +55,14 @@ def test_wrong_arguments_are_named():
         NoiseSchedule.cosine(10).sigma(torch.tensor([10.0]))
     with pytest.raises(ValueError, match="count"):
         NoiseSchedule.cosine(10).kept_steps(11)
+
+
+def test_even_levels_are_even_in_the_logarithm():
+    schedule = NoiseSchedule.cosine(1000)
+    times = schedule.even_levels(9, sigma_max=3.0)
+    steps = schedule.sigma(times).log().diff()
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-6, atol=0)
+    assert float(times[0]) == 0
+    assert float(schedule.sigma(times)[-1]) == pytest.approx(3.0)
+    with pytest.raises(ValueError, match="sigma_max"):
+        schedule.even_levels(9, sigma_max=1e6)

@@ -1,0 +1,397 @@
+"""MDS and MPS: the checklist of the method, and closed forms with a Gaussian prior."""
+
+import pytest
+import torch
+
+from multirecon.blocks import Blocks
+from multirecon.likelihoods import BlockLikelihood, Gaussian, Poisson, TransmissionPoisson
+from multirecon.measurement import Measurement
+from multirecon.operators import BlockDiagonal, Identity, MaskedFourier, ParallelBeam
+from multirecon.priors import (
+    DiffusionPrior,
+    IntensityScaling,
+    NoiseSchedule,
+    Parametrisation,
+    SampleNoise,
+    reverse_diffusion,
+)
+from multirecon.reconstruction import DecomposedSampling, PosteriorSampling
+from multirecon.reconstruction.posterior import _Misfit
+from multirecon.space import ImageSpace
+
+SHAPE = (6, 6)
+MEAN, STD = (0.1, -0.2), (0.5, 0.3)
+
+
+class Zero(torch.nn.Module):
+    """With preconditioning the answer 0 is the posterior mean under independent Gaussian pixels."""
+
+    def forward(self, image, timestep=None):
+        return torch.zeros_like(image)
+
+
+class Small(torch.nn.Module):
+    """A network that mixes modalities and pixels."""
+
+    def __init__(self, channels=2):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        weight = 0.15 * torch.randn(channels, channels, 3, 3, generator=generator)
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, image, timestep=None):
+        return torch.tanh(torch.nn.functional.conv2d(image, self.weight, padding=1))
+
+
+def space(*names):
+    return ImageSpace(names or ["t1", "flair"], SHAPE, (1.0, 1.0))
+
+
+def gaussian_prior(stack=None, **options):
+    stack = stack or space()
+    kind = Parametrisation("preconditioned", mean=MEAN[: stack.num_channels], std=STD[: stack.num_channels])
+    return DiffusionPrior(stack, NoiseSchedule.cosine(1000), parametrisation=kind, clamp=None, **options)
+
+
+def network_prior(clamp=(-1.0, 1.0), stack=None):
+    return DiffusionPrior(
+        stack or space(), NoiseSchedule.cosine(1000), parametrisation=Parametrisation("velocity"), clamp=clamp
+    )
+
+
+def noise_of(seed=0, batch=2, channels=2):
+    return SampleNoise((batch, channels, *SHAPE), torch.Generator().manual_seed(seed), like=torch.zeros(()))
+
+
+def sensing(stack=None, sigma=0.05, batch=2, name="flair", seed=5):
+    """Undersampled multi-coil k-space of one modality."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(SHAPE)
+    mask[:, ::2] = 1
+    maps = torch.randn(3, *SHAPE, generator=generator, dtype=torch.complex64)
+    maps = maps / maps.abs().square().sum(0).sqrt()
+    operator = MaskedFourier(mask, maps)
+    truth = torch.rand(batch, 1, *SHAPE, generator=generator)
+    likelihood = Gaussian(sigma)
+    y = likelihood.sample(operator(truth), generator) * mask
+    return Measurement(
+        Blocks({name: y}),
+        BlockDiagonal(stack or space(), {name: operator}),
+        BlockLikelihood({name: likelihood}),
+    )
+
+
+def with_clean(measurement, name="t1", seed=9):
+    stack, y = measurement.space, measurement.y
+    image = torch.rand(measurement.batch_size, 1, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    blocks = {name: Identity((1, *SHAPE)), **dict(measurement.operator.items())}
+    return Measurement(
+        Blocks({name: image, **dict(y)}),
+        BlockDiagonal(stack, blocks),
+        BlockLikelihood({name: Gaussian(0.0), **{n: measurement.likelihood[n] for n in y}}),
+    )
+
+
+def plain_ddim(network, noise, steps, eta):
+    """DDIM as in its paper, in terms of x_t, written without the code under test."""
+    schedule = NoiseSchedule.cosine(1000)
+    abar = torch.cat([torch.ones(1, dtype=torch.float64), schedule.abar])  # abar[0]: no noise
+    times = (schedule.kept_steps(steps) + 1).flip(0).tolist()
+    x = noise()
+    for t, s in zip(times, [*times[1:], 0], strict=True):
+        a, b = float(abar[t]), float(abar[s])
+        with torch.no_grad():
+            velocity = network(x, torch.full((len(x),), t - 1.0))
+        clean = (a**0.5 * x - (1 - a) ** 0.5 * velocity).clamp(-1, 1)
+        if s == 0:
+            return clean
+        epsilon = (x - a**0.5 * clean) / (1 - a) ** 0.5
+        spread = eta * ((1 - b) / (1 - a)) ** 0.5 * (1 - a / b) ** 0.5
+        x = b**0.5 * clean + (1 - b - spread**2) ** 0.5 * epsilon
+        x = x + spread * noise() if spread > 0 else x
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(150, 0.85), (150, 0.0), (1000, 1.0)])
+def test_without_data_it_is_ddim_and_ddpm(steps, eta):
+    denoiser = network_prior().denoiser(Small())
+    ours = reverse_diffusion(denoiser, NoiseSchedule.cosine(1000), noise_of(), steps=steps, eta=eta)
+    # at the first times a signal of 1 sits beside a noise of 20 000 in float32
+    torch.testing.assert_close(ours, plain_ddim(Small(), noise_of(), steps, eta), atol=5e-3, rtol=0)
+
+
+def test_published_numbers_of_steps():
+    prior = network_prior()
+    assert DecomposedSampling(prior).steps == 150
+    assert PosteriorSampling(prior).steps == 1000
+    calls = []
+    reverse_diffusion(
+        prior.denoiser(Small()), prior.schedule, noise_of(), steps=150, callback=lambda k, x: calls.append(k)
+    )
+    assert calls == list(range(150))
+
+
+@pytest.mark.parametrize("method", [DecomposedSampling, PosteriorSampling])
+def test_clean_modality_comes_back_bit_for_bit(method):
+    measurement = with_clean(sensing())
+    result = method(network_prior(), steps=12)(measurement, Small())
+    assert torch.equal(result[:, :1].as_tensor(), measurement.y["t1"])
+
+
+@pytest.mark.parametrize("method", [DecomposedSampling, PosteriorSampling])
+def test_batch_of_two_is_two_runs_of_one(method):
+    measurement = with_clean(sensing())
+    sampler = method(network_prior(), steps=15)
+    both = sampler(measurement, Small(), generator=torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    single = [sampler(measurement.samples(i, i + 1), Small(), generator=generator) for i in range(2)]
+    torch.testing.assert_close(both.as_tensor(), torch.cat([s.as_tensor() for s in single]), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", [DecomposedSampling, PosteriorSampling])
+def test_seeded(method):
+    measurement, sampler = sensing(), method(network_prior(), steps=5)
+    first, again = (sampler(measurement, Small(), generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    other = sampler(measurement, Small(), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_correction_solves_the_dense_problem():
+    measurement = sensing(sigma=0.2)
+    prior = gaussian_prior()
+    trust = 3.0
+    sampler = DecomposedSampling(prior, steps=1, error=lambda sigma: 1 / trust, iterations=60)
+    result = sampler(measurement, Zero())  # one step from pure noise: the prior's estimate is its mean
+    operator = measurement.operator["flair"]
+    columns = [operator(e.reshape(1, 1, *SHAPE)).flatten() for e in torch.eye(36)]
+    dense = torch.stack(columns, 1).to(torch.complex128)
+    weight, rho = 0.2**-2, trust * 4  # dx/du = 2
+    prediction = torch.full((36,), (1 + MEAN[1]) / 2, dtype=torch.float64)
+    for i in range(2):
+        y = measurement.y["flair"][i].flatten().to(torch.complex128)
+        left = weight * (dense.mH @ dense).real + rho * torch.eye(36, dtype=torch.float64)
+        right = weight * (dense.mH @ y).real + rho * prediction
+        expected = torch.linalg.solve(left, right).float()
+        torch.testing.assert_close(result[i, 1].as_tensor().flatten(), expected, atol=1e-3, rtol=0)
+    # nothing is known of t1 but the prior
+    torch.testing.assert_close(result[:, 0].as_tensor(), torch.full((2, *SHAPE), (1 + MEAN[0]) / 2), atol=1e-3, rtol=0)
+
+
+def test_limits_of_the_weight():
+    image = torch.rand(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    measurement = Measurement(
+        Blocks({"flair": image}),
+        BlockDiagonal(space(), {"flair": Identity((1, *SHAPE))}),
+        BlockLikelihood({"flair": Gaussian(0.05)}),
+    )
+    run = {
+        strength: DecomposedSampling(network_prior(), steps=8, strength=strength)(measurement, Small()).as_tensor()
+        for strength in (1e-9, 1e9)
+    }
+    torch.testing.assert_close(run[1e-9][:, 1:], image, atol=1e-4, rtol=0)
+    free = reverse_diffusion(
+        network_prior().denoiser(Small()), NoiseSchedule.cosine(1000), noise_of(0), steps=8, eta=0.85
+    )
+    torch.testing.assert_close(run[1e9], IntensityScaling(space()).inverse(free), atol=1e-4, rtol=0)
+
+
+def test_published_weight_is_lambda_against_the_residual():
+    """One step with the constant rule: (A^H A + lambda) u = A^H y + lambda u0."""
+    measurement = sensing(sigma=0.2)
+    result = DecomposedSampling(gaussian_prior(), steps=1, strength=0.3, weight="constant", iterations=60)(
+        measurement, Zero()
+    )
+    operator = measurement.operator["flair"]
+    u = result[:, 1:].as_tensor()
+    right = operator.adjoint(measurement.y["flair"]) + 0.3 * (1 + MEAN[1]) / 2
+    torch.testing.assert_close(operator.gram(u) + 0.3 * u, right, atol=2e-3, rtol=0)
+
+
+def test_samples_follow_the_posterior_of_a_linear_gaussian_problem():
+    """Perturbed corrections keep the marginal posterior of every noise level: mean and covariance in closed form."""
+    stack = space("t1")
+    one = sensing(stack, sigma=0.15, batch=1, name="t1")
+    draws = 1000
+    operator = one.operator["t1"]
+    many = Measurement(
+        Blocks({"t1": one.y["t1"].expand(draws, -1, -1, -1).contiguous()}),
+        BlockDiagonal(stack, {"t1": operator}),
+        BlockLikelihood({"t1": Gaussian(0.15)}),
+    )
+    m, d = MEAN[0], STD[0]
+    sampler = DecomposedSampling(
+        gaussian_prior(stack),
+        steps=40,
+        eta=1.0,
+        noise_split="dds",
+        perturb=True,
+        error=lambda s: s**2 * d**2 / (s**2 + d**2),
+        iterations=15,
+    )
+    x = sampler(many, Zero(), generator=torch.Generator().manual_seed(0)).as_tensor().flatten(1).double()
+    columns = [operator(e.reshape(1, 1, *SHAPE)).flatten() for e in torch.eye(36)]
+    dense = torch.stack(columns, 1).to(torch.complex128)
+    precision = (dense.mH @ dense).real / 0.15**2 + torch.eye(36, dtype=torch.float64) / (d / 2) ** 2
+    covariance = torch.linalg.inv(precision)
+    right = (dense.mH @ one.y["t1"].flatten().to(torch.complex128)).real / 0.15**2 + (1 + m) / 2 / (d / 2) ** 2
+    mean = covariance @ right
+    standard_error = (covariance.diagonal() / draws).sqrt()
+    assert ((x.mean(0) - mean).abs() < 5 * standard_error + 2e-3).all()
+    empirical = torch.cov(x.T)
+    scale = (covariance.diagonal()[:, None] * covariance.diagonal()[None]).sqrt()
+    assert ((empirical - covariance).abs() < 0.16 * scale).all()
+    # and the modes alone are too narrow: the test can fail
+    narrow = (
+        DecomposedSampling(
+            gaussian_prior(stack), steps=40, eta=1.0, noise_split="dds", error=sampler.error, iterations=15
+        )(many.samples(0, 300), Zero())
+        .as_tensor()
+        .flatten(1)
+        .double()
+    )
+    assert (narrow.var(0) / covariance.diagonal()).mean() < 0.7
+
+
+def test_gradient_of_the_misfit_matches_finite_differences():
+    measurement = with_clean(sensing())
+    prior = network_prior(clamp=None)
+    misfit, network = _Misfit(measurement.embed(prior.space), prior), Small()
+    denoiser = prior.denoiser(network)
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(2, 2, *SHAPE, generator=generator).requires_grad_()
+    (gradient,) = torch.autograd.grad(misfit(denoiser(z, 0.7)).sum(), z)
+    direction = torch.randn(z.shape, generator=generator)
+    step = 1e-2
+    with torch.no_grad():
+        ahead, behind = (misfit(denoiser(z + s * direction, 0.7)) for s in (step, -step))
+    slope = (ahead - behind) / (2 * step)
+    torch.testing.assert_close((gradient * direction).flatten(1).sum(1), slope, rtol=5e-3, atol=1e-3)
+
+
+def test_misfit_is_the_plain_residual_norm_over_all_blocks():
+    measurement = with_clean(sensing(sigma=0.3))
+    prior = network_prior()
+    u = torch.rand(2, 2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    residual = measurement.operator(u) - measurement.y
+    scale = 1 / measurement.operator["flair"].norm()
+    expected = (
+        residual["t1"].abs().square().flatten(1).sum(1) + (scale * residual["flair"].abs()).square().flatten(1).sum(1)
+    ).sqrt()
+    torch.testing.assert_close(_Misfit(measurement, prior)(2 * u - 1), expected)
+
+
+def test_guidance_reaches_missing_modalities_through_the_network():
+    prior, measurement = network_prior(), sensing()
+    with_data = PosteriorSampling(prior, steps=20)(measurement, Small(), generator=torch.Generator().manual_seed(0))
+    free = reverse_diffusion(prior.denoiser(Small()), prior.schedule, noise_of(0), steps=20, eta=1.0)
+    assert (with_data[:, 0].as_tensor() - prior.scaling.inverse(free)[:, 0]).abs().max() > 1e-3
+
+
+def test_data_fidelity_improves_with_either_sampler():
+    measurement, prior = sensing(), network_prior()
+    free = prior.scaling.inverse(
+        reverse_diffusion(prior.denoiser(Small()), prior.schedule, noise_of(0), steps=50, eta=0.85)
+    )
+    for sampler in (DecomposedSampling(prior, steps=50), PosteriorSampling(prior, steps=200)):
+        fitted = sampler(measurement, Small()).as_tensor()
+        assert (measurement.data_fidelity(fitted) < 0.5 * measurement.data_fidelity(free)).all()
+
+
+def counts(likelihood_of, unit):
+    stack = ImageSpace([unit], (8, 8), (4.0, 4.0))
+    operator = (50.0 if unit == "pet_fdg" else 1.0) * ParallelBeam((8, 8), (4.0, 4.0), views=12, bins=12)
+    generator = torch.Generator().manual_seed(0)
+    truth = 0.2 + 0.3 * torch.rand(2, 1, 8, 8, generator=generator)
+    z = operator(truth)
+    likelihood = likelihood_of(z)
+    return (
+        stack,
+        truth,
+        Measurement(
+            Blocks({stack.names[0]: likelihood.sample(z, generator)}),
+            BlockDiagonal(stack, {stack.names[0]: operator}),
+            BlockLikelihood({stack.names[0]: likelihood}),
+        ),
+    )
+
+
+@pytest.mark.parametrize("perturb", [False, True])
+@pytest.mark.parametrize(
+    ("likelihood_of", "name"),
+    [
+        (lambda z: Poisson(0.1), "pet_fdg"),
+        (lambda z: TransmissionPoisson(1e5), "ct"),
+        (lambda z: TransmissionPoisson(500.0), "ct"),
+    ],
+    ids=["emission", "line integrals", "exact transmission"],
+)
+def test_counts_are_fitted(likelihood_of, name, perturb):
+    stack, truth, measurement = counts(likelihood_of, name)
+    scaling = IntensityScaling(stack, knots={name: ((0.0, -1.0), (1.0, 1.0))})
+    prior = DiffusionPrior(
+        stack,
+        NoiseSchedule.cosine(1000),
+        parametrisation=Parametrisation("preconditioned", mean=[-0.3], std=[0.3]),
+        scaling=scaling,
+    )
+    result = DecomposedSampling(prior, steps=30, iterations=8, perturb=perturb)(measurement, Zero()).as_tensor()
+    free = torch.full_like(truth, 0.35)
+    assert torch.isfinite(result).all()
+    assert (measurement.data_fidelity(result) < measurement.data_fidelity(free)).all()
+    guided = PosteriorSampling(prior, steps=60, zeta=0.3)(measurement, Zero()).as_tensor()
+    assert torch.isfinite(guided).all()
+
+
+def test_warm_start_and_the_multistep_solver():
+    measurement, prior = sensing(), network_prior()
+    image = torch.full((2, 2, *SHAPE), 0.4)
+    sampler = DecomposedSampling(
+        prior, steps=10, start=0.3, initial=lambda measurement, network: image, eta=0.0, order=2
+    )
+    seen = []
+    result = sampler(measurement, Small(), callback=lambda k, x: seen.append(k))
+    assert seen == list(range(10))
+    assert torch.isfinite(result.as_tensor()).all()
+    # without data and for a Gaussian prior the path is known; the second order follows it better with few steps
+    prior, d = gaussian_prior(space("t1")), STD[0]
+    errors = {}
+    for order in (1, 2):
+        noise = noise_of(3, channels=1)
+        times = prior.schedule.even_levels(12, sigma_max=2.0)
+        start = torch.full((2, 1, *SHAPE), MEAN[0])
+        end = reverse_diffusion(prior.denoiser(Zero()), prior.schedule, noise, steps=times, order=order, start=start)
+        sigma = 2.0
+        z = start + sigma * noise_of(3, channels=1)()
+        low = prior.schedule.sigma_range[0]
+        exact = MEAN[0] + (z - MEAN[0]) * ((low**2 + d**2) / (sigma**2 + d**2)) ** 0.5  # probability flow
+        errors[order] = float((end - exact).abs().mean())
+    assert errors[2] < 0.5 * errors[1], errors
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"strength": 0.0}, "strength"),
+        ({"error": -1.0}, "error"),
+        ({"iterations": 0}, "iterations"),
+        ({"weight": "none"}, "weight"),
+        ({"start": 0.5}, "initial"),
+        ({"autocast": "int8"}, "autocast"),
+    ],
+)
+def test_bad_settings(options, named):
+    with pytest.raises(ValueError, match=named):
+        DecomposedSampling(network_prior(), **options)
+
+
+def test_mean_of_samples_and_draw():
+    measurement, prior = sensing(), network_prior()
+    mean = DecomposedSampling(prior, steps=6, num_samples=3)(
+        measurement, Small(), generator=torch.Generator().manual_seed(0)
+    )
+    drawn = DecomposedSampling(prior, steps=6).draw(measurement, Small(), 3, generator=torch.Generator().manual_seed(0))
+    assert drawn.shape == (3, 2, 2, *SHAPE)
+    torch.testing.assert_close(mean.as_tensor(), drawn.mean(0), atol=1e-5, rtol=1e-5)
