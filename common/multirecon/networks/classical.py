@@ -33,14 +33,14 @@ class RegularisationWeight(nn.Module):
 
 
 class GaussianSmoothing(nn.Module):
-    r"""Separable Gaussian smoothing with a learned width, ``FWHM = exp(log_fwhm)`` pixels.
+    r"""Separable Gaussian smoothing with a learned width, ``FWHM = exp(log_fwhm)`` voxels.
 
     After filtered back-projection it acts as a Gaussian apodisation of the ramp filter. The kernel is sampled and
     normalised to sum 1, so that a uniform region keeps its value; borders are replicated.
 
     Args:
-        initial: starting full width at half maximum in pixels.
-        radius: half-width of the kernel in pixels.
+        initial: starting full width at half maximum in voxels.
+        radius: half-width of the kernel in voxels.
 
     Example:
         >>> GaussianSmoothing(1.0)(torch.ones(1, 1, 9, 9)).std().item() < 1e-6
@@ -55,12 +55,17 @@ class GaussianSmoothing(nn.Module):
         self.radius = radius
 
     def forward(self, image: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """Return the smoothed image ``(B, C, H, W)``; ``timestep`` is ignored."""
-        sigma = torch.exp(self.log_fwhm) / 2.3548200450309493
+        """Return the smoothed image ``(B, C, *shape)``, two or three axes; ``timestep`` is ignored."""
+        return self.smooth(image, [1.0] * (image.ndim - 2))
+
+    def smooth(self, image: Tensor, scale: list[float]) -> Tensor:
+        """Return the image smoothed by ``scale`` times the learned width, one factor a spatial axis (0: not at all)."""
         offset = torch.arange(-self.radius, self.radius + 1, device=image.device, dtype=image.dtype)
-        kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
-        kernel = kernel / kernel.sum()
-        size, channels = 2 * self.radius + 1, image.shape[1]
-        padded = nn.functional.pad(image, [self.radius, self.radius, self.radius, self.radius], mode="replicate")
-        rows = nn.functional.conv2d(padded, kernel.reshape(1, 1, size, 1).expand(channels, 1, size, 1), groups=channels)
-        return nn.functional.conv2d(rows, kernel.reshape(1, 1, 1, size).expand(channels, 1, 1, size), groups=channels)
+        for axis, factor in enumerate(scale):
+            sigma = (factor * torch.exp(self.log_fwhm) / 2.3548200450309493).clamp_min(1e-3)
+            kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
+            kernel = (kernel / kernel.sum()).reshape(1, 1, -1)
+            rows = image.movedim(2 + axis, -1)
+            flat = nn.functional.pad(rows.reshape(-1, 1, rows.shape[-1]), [self.radius, self.radius], mode="replicate")
+            image = nn.functional.conv1d(flat, kernel).reshape(rows.shape).movedim(-1, 2 + axis)
+        return image
