@@ -213,10 +213,10 @@ class Reconstructor(Inferer):
             ValueError: if the measurement is out of the method's reach, or the result is not finite.
         """
         measurement = self._measurement(inputs)
-        own = measurement if self.space is None else measurement.embed(self.space)
         reasons = self.capability.refusals(measurement)
         if reasons:
             raise ValueError(f"{type(self).__name__} cannot take this measurement: {'; '.join(reasons)}")
+        own = measurement if self.space is None else measurement.embed(self.space)
         device = _device(network, measurement.device)
         training = torch.is_grad_enabled() and isinstance(network, nn.Module) and network.training
         with torch.enable_grad():
