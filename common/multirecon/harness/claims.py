@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..metrics import HIGHER_IS_BETTER
-from .leaderboard import Selection, paired_differences
-from .records import OK
-from .statistics import Interval, anatomy_interval
+import jsonschema
 
-__all__ = ["Claim", "Comparison", "Finding", "check_claim", "read_claims"]
+from ..metrics import METRICS, UNDIRECTED
+from .hypotheses import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    POPULATION_METRICS,
+    UNTESTED,
+    Better,
+    CostRatio,
+    Evidence,
+    Hypothesis,
+    LargerGain,
+    Outcome,
+    Quantity,
+    Run,
+    Trend,
+)
 
-HOLDS, FAILS, OPEN, UNTESTED = "holds", "fails", "not decided", "not tested"
+__all__ = ["Claim", "Finding", "check_claim", "claim_schema", "parse_claim", "read_claims"]
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """One testable part of a claim: on a task, one method is better than another.
-
-    Args:
-        task: name of the task.
-        better: method that the claim puts first (``bundle`` or ``bundle:variant``).
-        worse: method that it is compared with.
-        modality: modality that is compared.
-        metric: metric that is compared; which direction is better follows from it.
-        margin: how much better it has to be, in the unit of the metric.
-    """
-
-    task: str
-    better: str
-    worse: str
-    modality: str
-    metric: str = "psnr"
-    margin: float = 0.0
+SCHEMA = "claim.schema.json"
 
 
 @dataclass(frozen=True)
@@ -47,13 +42,15 @@ class Claim:
         name: short name, such as ``"C4"``.
         sentence: what is claimed.
         source: where it stands.
-        comparisons: all of them have to hold.
+        tests: all of them have to hold.
+        note: how the tests differ from what the source did (stand-ins, what is left out).
     """
 
     name: str
     sentence: str
     source: str
-    comparisons: tuple[Comparison, ...]
+    tests: tuple[Hypothesis, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,71 +60,113 @@ class Finding:
     Args:
         claim: the claim.
         verdict: ``"holds"``, ``"fails"``, ``"not decided"`` or ``"not tested"``.
-        advantages: comparison by comparison, the paired advantage (positive: as claimed), or ``None`` without results.
+        outcomes: test by test, part by part.
     """
 
     claim: Claim
     verdict: str
-    advantages: tuple[Interval | None, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+def claim_schema() -> dict[str, Any]:
+    """Return the JSON schema of claim files."""
+    return json.loads(resources.files(__package__).joinpath(SCHEMA).read_text(encoding="utf-8"))
 
 
 def read_claims(folder: Path) -> list[Claim]:
-    """Return the claims of ``folder/*.json``, sorted by name.
-
-    A file holds ``{"name", "sentence", "source", "comparisons": [{"task", "better", "worse", "modality", "metric",
-    "margin"}]}``.
+    """Return the claims of ``folder/*.json``, sorted by name (``B2`` before ``B10``).
 
     Raises:
-        ValueError: naming the file, if it is no claim.
+        ValueError: naming the file, if it is no claim; if there is no folder; or if two claims share a name.
     """
     if not folder.is_dir():
         raise ValueError(f"claims: expected a folder, got {str(folder)!r}")
-    claims = [_read(path) for path in sorted(folder.glob("*.json"))]
+    claims = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            claims.append(parse_claim(json.loads(path.read_text(encoding="utf-8"))))
+        except ValueError as error:
+            raise ValueError(f"{path}: expected a claim, got {error}") from None
     names = [claim.name for claim in claims]
     if len(set(names)) != len(names):
         raise ValueError(f"claims: expected different names, got {names}")
-    return sorted(claims, key=lambda claim: claim.name)
+    return sorted(claims, key=lambda claim: _order(claim.name))
 
 
-def _read(path: Path) -> Claim:
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        comparisons = tuple(Comparison(**c) for c in values["comparisons"])
-        texts = [values["name"], values["sentence"], values["source"]]
-        texts += [t for c in comparisons for t in (c.task, c.better, c.worse, c.modality, c.metric)]
-        margins = [c.margin for c in comparisons]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected a claim, got {type(error).__name__}: {error}") from None
-    if not comparisons or not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"{path}: expected texts and at least one comparison")
-    if not all(isinstance(m, int | float) for m in margins):
-        raise ValueError(f"{path}: margin: expected numbers, got {margins}")
-    return Claim(texts[0], texts[1], texts[2], comparisons)
+def parse_claim(values: Mapping[str, Any]) -> Claim:
+    """Return the claim of a JSON object, checked against ``claim.schema.json``.
 
-
-def check_claim(claim: Claim, selection: Selection) -> Finding:
-    r"""Return whether every comparison holds: the paired 95 % interval over anatomies lies above the margin.
-
-    A claim fails where the interval of one comparison lies below the margin, is not decided where an interval contains
-    it, and is not tested where a method has no results or fewer than two anatomies were measured.
+    Raises:
+        ValueError: naming the key, if it is no claim.
     """
-    advantages = tuple(_advantage(c, selection) for c in claim.comparisons)
-    verdicts = {_verdict(a, c.margin) for a, c in zip(advantages, claim.comparisons, strict=True)}
+    fault = next(iter(jsonschema.Draft202012Validator(claim_schema()).iter_errors(values)), None)
+    if fault is not None:
+        fault = jsonschema.exceptions.best_match([fault])
+        raise ValueError(f"{'.'.join(map(str, fault.absolute_path)) or 'claim'}: {fault.message}")
+    tests = []
+    for number, test in enumerate(values["tests"]):
+        try:
+            tests.append(_hypothesis(test))
+        except ValueError as error:
+            raise ValueError(f"tests.{number}: {error}") from None
+    return Claim(values["name"], values["sentence"], values["source"], tuple(tests), values.get("note", ""))
+
+
+def check_claim(claim: Claim, evidence: Evidence) -> Finding:
+    """Return whether every part of every test holds: its 95 % interval over anatomies lies above the threshold.
+
+    A claim fails where the interval of one part lies below, is not tested where a run has no results or fewer than two
+    anatomies were measured, and is not decided where an interval contains the threshold.
+    """
+    outcomes = tuple(outcome for test in claim.tests for outcome in test.check(evidence))
+    verdicts = {outcome.verdict for outcome in outcomes}
     order: Sequence[str] = (FAILS, UNTESTED, OPEN, HOLDS)
-    return Finding(claim, next(v for v in order if v in verdicts), advantages)
+    return Finding(claim, next(v for v in order if v in verdicts), outcomes)
 
 
-def _advantage(comparison: Comparison, selection: Selection) -> Interval | None:
-    mine, other = (
-        [r for r in selection.records if r.task == comparison.task and r.method == method and r.status == OK]
-        for method in (comparison.better, comparison.worse)
-    )
-    pairs = paired_differences(mine, other, (comparison.modality, comparison.metric))
-    sign = 1.0 if comparison.metric.partition("@")[0] in HIGHER_IS_BETTER else -1.0
-    return anatomy_interval([(anatomy, sign * value) for anatomy, value in pairs]) if pairs else None
+def _hypothesis(test: Mapping[str, Any]) -> Hypothesis:
+    kind = test["kind"]
+    if kind == "ratio":
+        direction: Literal["at_least", "at_most"] = "at_least" if "at_least" in test else "at_most"
+        return CostRatio(test["cost"], _run(test["of"], test), _run(test["to"], test), test[direction], direction)
+    quantity, margin = _quantity(test), float(test.get("margin", 0.0))
+    if kind == "better":
+        return Better(_runs(test["runs"], test), quantity, margin)
+    if quantity.metric in POPULATION_METRICS:
+        raise ValueError(f"metric: {quantity.metric!r} belongs to tests of kind 'better' alone, got {kind!r}")
+    if kind == "larger_gain":
+        first, *rest = (_runs(step, test) for step in (test["gain"], *test["than"]))
+        return LargerGain((first[0], first[1]), tuple((a, b) for a, b in rest), quantity, margin)
+    if quantity.metric.partition("@")[0] in UNDIRECTED and "against" not in test:
+        raise ValueError(f"metric: expected one with a direction for a trend, got {quantity.metric!r}")
+    runs, values = _runs(test["runs"], test), tuple(map(float, test["values"]))
+    if len(values) != len(runs):
+        raise ValueError(f"values: expected {len(runs)}, one a run, got {len(values)}")
+    against = tuple(Run(run.task, test["against"]) for run in runs) if "against" in test else ()
+    return Trend(runs, values, quantity, test["direction"], test.get("scale", "linear"), against, margin)
 
 
-def _verdict(advantage: Interval | None, margin: float) -> str:
-    if advantage is None or advantage.low is None or advantage.high is None:
-        return UNTESTED
-    return HOLDS if advantage.low > margin else FAILS if advantage.high < margin else OPEN
+def _quantity(test: Mapping[str, Any]) -> Quantity:
+    known = [*METRICS, *UNDIRECTED, "crps", "residual", *POPULATION_METRICS]
+    if test["metric"].partition("@")[0] not in known:
+        raise ValueError(f"metric: expected one of {sorted(set(known))}, got {test['metric']!r}")
+    return Quantity(test["modality"], test["metric"])
+
+
+def _runs(runs: Sequence[str | Mapping[str, str]], test: Mapping[str, Any]) -> tuple[Run, ...]:
+    return tuple(_run(run, test) for run in runs)
+
+
+def _run(run: str | Mapping[str, str], test: Mapping[str, Any]) -> Run:
+    """Return a run: a text is the method where the test names the task, and the task where it names the method."""
+    if not isinstance(run, str):
+        return Run(run["task"], run["method"])
+    if ("task" in test) == ("method" in test):
+        raise ValueError(f"run {run!r}: expected either 'task' or 'method' beside it, or an object with both")
+    return Run(test["task"], run) if "task" in test else Run(run, test["method"])
+
+
+def _order(name: str) -> tuple[str, int, str]:
+    letters = name.rstrip("0123456789")
+    digits = name[len(letters) :]
+    return letters, int(digits) if digits else -1, name

@@ -1,20 +1,21 @@
-"""Figures of the report, as PNG bytes: images beside their errors, quality against time."""
+"""Pictures of the report, as PNG bytes: images above their errors, and what is left of a lesion."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ..metrics import ReportingRange
-from .leaderboard import Board
-from .statistics import Interval
+from .charts import plain_text
 
-__all__ = ["Panel", "panel_figure", "time_figure"]
+__all__ = ["Panel", "panel_figure"]
 
 COLUMNS = 6
 
@@ -39,64 +40,57 @@ class Panel:
 
 
 def panel_figure(panel: Panel) -> bytes:
-    """Return images (first axis to the right, second upwards) above their error maps, a few methods a strip."""
+    """Return images (first axis to the right, second upwards) above their error maps, a few methods a strip.
+
+    Where there is a lesion, its box is marked in the truth, and a third and fourth row show image and error inside it.
+    """
     names = list(panel.results)
     width = min(COLUMNS, len(names) + 1)
     strips = [names[i : i + width - 1] for i in range(0, len(names), width - 1)]
-    rows = 3 if panel.zoom else 2
-    figure = Figure(figsize=(1.9 * width, 2.05 * rows * len(strips)), dpi=110, layout="constrained")
-    axes = figure.subplots(rows * len(strips), width, squeeze=False)
+    rows = ["image", "error"] + (["lesion", "error"] if panel.zoom else [])
+    count = len(rows)
+    figure = Figure(figsize=(1.75 * width + 0.9, 1.95 * count * len(strips)), dpi=100, layout="constrained")
+    axes = figure.subplots(count * len(strips), width, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
+    shown: dict[str, Any] = {}
     for number, strip in enumerate(strips):
-        block = axes[number * rows : (number + 1) * rows]
-        _show(block[0, 0], panel.truth, panel, title="truth")
+        block = axes[number * count : (number + 1) * count]
+        shown["image"] = _show(block[0, 0], panel.truth, panel, title="truth")
         if panel.zoom:
+            low, high, left, right = panel.zoom
+            box = Rectangle((low - 0.5, left - 0.5), high - low, right - left, fill=False, ec="#ffb000", lw=1.2)
+            block[0, 0].add_patch(box)
             _show(block[2, 0], _cut(panel.truth, panel.zoom), panel)
+        for row, word in enumerate(rows):
+            block[row, 0].text(-0.06, 0.5, word, rotation=90, va="center", ha="right", fontsize=7,
+                               transform=block[row, 0].transAxes)  # fmt: skip
         for column, name in enumerate(strip, start=1):
             image = panel.results[name]
-            _show(block[0, column], image, panel, title=f"{name}\n{panel.captions.get(name, '')}")
-            limit = panel.reporting.error
-            block[1, column].imshow(
-                (image - panel.truth).T, origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
-            )
+            title = f"{plain_text(name)}\n{panel.captions.get(name, '')}"
+            _show(block[0, column], image, panel, title=title)
+            shown["error"] = _show_error(block[1, column], image - panel.truth, panel)
             if panel.zoom:
                 _show(block[2, column], _cut(image, panel.zoom), panel)
+                _show_error(block[3, column], _cut(image - panel.truth, panel.zoom), panel)
+    unit = "" if panel.reporting.unit == "1" else f" ({panel.reporting.unit})"
+    for word, picture in shown.items():
+        place = axes[:, -1].tolist()
+        bar = figure.colorbar(picture, ax=place, fraction=0.04, pad=0.02, shrink=0.9, aspect=30)
+        bar.set_label(f"{word}{unit}", fontsize=7)
+        bar.ax.tick_params(labelsize=6)
     return _png(figure)
 
 
-def time_figure(board: Board) -> bytes | None:
-    """Return the first column's value against the median seconds of every method, or ``None`` without times."""
-    rows = [r for r in board.rows if board.columns and r.seconds and board.columns[0] in r.values]
-    rows = [r for r in rows if np.isfinite(r.values[board.columns[0]].mean)]
-    if not rows:
-        return None
-    modality, metric = board.columns[0]
-    figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    for row in rows:
-        value = row.values[modality, metric]
-        place = (row.seconds or 0.0, value.mean)
-        axis.errorbar(*place, yerr=_bars(value), fmt="o", capsize=3)
-        axis.annotate(row.method, place, xytext=(6, 4), textcoords="offset points", fontsize=8, parse_math=False)
-    axis.set_xscale("log")
-    axis.margins(x=0.25, y=0.15)
-    axis.set_xlabel("median seconds a measurement (inside the inferer)")
-    axis.set_ylabel(f"{modality} {metric}", parse_math=False)
-    axis.grid(alpha=0.3, which="both")
-    return _png(figure)
-
-
-def _bars(value: Interval) -> Sequence[Sequence[float]] | None:
-    if value.low is None or value.high is None:
-        return None
-    return [[max(value.mean - value.low, 0.0)], [max(value.high - value.mean, 0.0)]]
-
-
-def _show(axis: object, image: np.ndarray, panel: Panel, *, title: str = "") -> None:
+def _show(axis: Any, image: np.ndarray, panel: Panel, *, title: str = "") -> Any:
     low, high = panel.reporting.window
-    axis.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=high, interpolation="nearest")  # type: ignore[attr-defined]
-    axis.set_title(title, fontsize=7, parse_math=False)  # type: ignore[attr-defined]
+    axis.set_title(title, fontsize=7, parse_math=False)
+    return axis.imshow(image.T, origin="lower", cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+
+
+def _show_error(axis: Any, error: np.ndarray, panel: Panel) -> Any:
+    limit = panel.reporting.error
+    return axis.imshow(error.T, origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
 
 
 def _cut(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..metrics import HIGHER_IS_BETTER, METRICS
+from ..metrics import METRICS, metric_score
 from .records import FAILED, NOT_APPLICABLE, OK, Record, consistent, latest
 from .statistics import Interval, anatomy_interval
 
@@ -146,8 +146,7 @@ def _columns(records: Sequence[Record], targets: Sequence[str]) -> tuple[Column,
 def _rank(row: Row, columns: Sequence[Column]) -> tuple[bool, float, str]:
     if not columns or columns[0] not in row.values:
         return True, 0.0, row.method
-    better = -1.0 if columns[0][1].partition("@")[0] in HIGHER_IS_BETTER else 1.0
-    return False, better * row.values[columns[0]].mean, row.method
+    return False, -metric_score(columns[0][1], row.values[columns[0]].mean), row.method
 
 
 def _row(

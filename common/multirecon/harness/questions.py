@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.tissues import REGIONS
 from ..measurement import Measurement
 from ..space import ImageSpace
 from .workspace import write_json
 
-__all__ = ["Answerable", "Question", "Questions", "TaskLike", "regions", "shown_samples"]
+__all__ = ["Answerable", "Question", "Questions", "TaskLike", "regions", "shown_samples", "tissues"]
 
 SHARES = ("brain", "lesion", "pet_lesion")
+TISSUES = ("cortical_gm", "white_matter")
 
 
 class TaskLike(Protocol):
@@ -94,6 +96,7 @@ class Answerable:
         measurement: the measurement itself.
         truth: the true stack ``(1, C, *shape)``.
         regions: masks ``(*shape)`` by name.
+        tissues: masks of tissues, in which only bias and spread over noise realisations are taken.
     """
 
     file: Path
@@ -101,6 +104,7 @@ class Answerable:
     measurement: Measurement
     truth: Tensor
     regions: Mapping[str, Tensor]
+    tissues: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Questions:
@@ -186,7 +190,12 @@ class Questions:
             number = f"{len(self._ready) + 1:05d}"
             file = measurement.save(self.folder / number / f"{number}.h5")
             self._ready[question] = Answerable(
-                file, measurement.fingerprint(), measurement, torch.as_tensor(truth).cpu().float(), regions(item)
+                file,
+                measurement.fingerprint(),
+                measurement,
+                torch.as_tensor(truth).cpu().float(),
+                regions(item),
+                tissues(item),
             )
         return self._ready[question]
 
@@ -224,6 +233,15 @@ def regions(item: Mapping[str, Any]) -> dict[str, Tensor]:
         if name in item:
             masks[name] = torch.as_tensor(np.asarray(item[name]))[0] > 0.5
     return masks
+
+
+def tissues(item: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the masks ``(*shape)`` of cortical grey and of white matter, where the item's ``regions`` are an index."""
+    index = item.get("regions")
+    if not isinstance(index, Tensor):
+        return {}
+    masks = {name: index[0] == REGIONS.index(name) for name in TISSUES}
+    return {name: mask for name, mask in masks.items() if bool(mask.any())}
 
 
 def _anatomy(item: Mapping[str, Any]) -> str:

@@ -2,19 +2,32 @@
 
 from .consistency import data_residual
 from .contrast import contrast_recovery, contrast_to_noise, surroundings
-from .distribution import FeatureDistance, frechet_distance, kid
-from .ensembles import crps, normalised_bias, normalised_std, posterior_coverage
-from .evaluate import HIGHER_IS_BETTER, LESION_METRICS, METRICS, UNDIRECTED, evaluate_image, metric_unit
-from .features import ENCODER, ENCODER_SHA256, FeatureEncoder, load_encoder, network_scale
+from .distribution import FeatureDistance, frechet_distance, kid, kid_difference
+from .ensembles import LEVELS, crps, normalised_bias, normalised_std, posterior_coverage
+from .evaluate import (
+    HIGHER_IS_BETTER,
+    IDEAL,
+    LESION_METRICS,
+    METRICS,
+    UNDIRECTED,
+    evaluate_image,
+    evaluate_samples,
+    metric_score,
+    metric_unit,
+)
+from .features import ENCODER, ENCODER_MODALITIES, ENCODER_SHA256, FeatureEncoder, load_encoder, network_scale
 from .image import bias, mae, nrmse, psnr, ssim, ssim_map
 from .ranges import ReportingRange, reporting_range
 from .spectrum import high_frequency_ratio, radial_power
 
 __all__ = [
     "ENCODER",
+    "ENCODER_MODALITIES",
     "ENCODER_SHA256",
     "HIGHER_IS_BETTER",
+    "IDEAL",
     "LESION_METRICS",
+    "LEVELS",
     "METRICS",
     "UNDIRECTED",
     "FeatureDistance",
@@ -26,11 +39,14 @@ __all__ = [
     "crps",
     "data_residual",
     "evaluate_image",
+    "evaluate_samples",
     "frechet_distance",
     "high_frequency_ratio",
     "kid",
+    "kid_difference",
     "load_encoder",
     "mae",
+    "metric_score",
     "metric_unit",
     "network_scale",
     "normalised_bias",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .features import ENCODER
 
-__all__ = ["FeatureDistance", "frechet_distance", "kid"]
+__all__ = ["FeatureDistance", "frechet_distance", "kid", "kid_difference"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,58 @@ def kid(
         # a resample of one single image has no pairs and gives no value
         low, high = (float(q) for q in torch.nanquantile(drawn, torch.tensor([tail, 1 - tail]).to(drawn)))
     return FeatureDistance(f"KID-{encoder}", float(value), low, high, (len(a), len(b)))
+
+
+def kid_difference(
+    features_a: Tensor,
+    features_b: Tensor,
+    reference: Tensor,
+    *,
+    groups: Sequence[Hashable],
+    encoder: str = ENCODER,
+    bootstrap: int = 500,
+    level: float = 0.95,
+) -> FeatureDistance:
+    r"""Return ``KID(a, reference) - KID(b, reference)`` with an interval that draws the same subjects for all three.
+
+    For two methods on the same slices: below zero, ``a`` looks more like the reference than ``b``.
+
+    Args:
+        features_a: ``(N, d)``, N at least 2.
+        features_b: ``(N, d)`` of the same slices, row by row.
+        reference: ``(N, d)`` of the same slices, row by row.
+        groups: subject of every row; without at least two there is no interval.
+        encoder: name of the network the features come from.
+        bootstrap: number of resamples.
+        level: coverage of the interval.
+
+    Raises:
+        ValueError: on features that do not fit or are not finite, or groups that do not fit.
+
+    References:
+        binkowski2018
+    """
+    a, b, c = (_features(f, n, 2) for f, n in ((features_a, "features_a"), (features_b, "features_b"),
+                                               (reference, "reference")))  # fmt: skip
+    if not a.shape == b.shape == c.shape:
+        raise ValueError(f"features: expected three sets of one shape, got {[tuple(x.shape) for x in (a, b, c)]}")
+
+    def kernel(u: Tensor, v: Tensor) -> Tensor:
+        return (u @ v.T / u.shape[1] + 1) ** 3
+
+    within, sets = kernel(c, c), [(kernel(x, x), kernel(x, c)) for x in (a, b)]
+
+    def difference(weights: Tensor) -> Tensor:
+        first, second = (_discrepancy((own, within, across), weights, weights) for own, across in sets)
+        return first - second
+
+    times = _resample(len(a), groups, bootstrap, torch.Generator().manual_seed(0), "groups").to(a)
+    low = high = None
+    if bootstrap and len(set(groups)) > 1:
+        tail = (1 - level) / 2
+        low, high = (float(q) for q in torch.nanquantile(difference(times), torch.tensor([tail, 1 - tail]).to(a)))
+    value = float(difference(torch.ones(1, len(a)).to(a))[0])
+    return FeatureDistance(f"KID-{encoder} difference", value, low, high, (len(a), len(b)))
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor, *, encoder: str = ENCODER) -> FeatureDistance:

@@ -9,11 +9,22 @@ from torch import Tensor
 
 from ..space import ImageSpace
 from .contrast import contrast_recovery, contrast_to_noise, surroundings
+from .ensembles import LEVELS, crps, posterior_coverage
 from .image import bias, mae, nrmse, psnr, ssim
 from .ranges import ReportingRange, reporting_range
 from .spectrum import high_frequency_ratio
 
-__all__ = ["HIGHER_IS_BETTER", "LESION_METRICS", "METRICS", "UNDIRECTED", "evaluate_image", "metric_unit"]
+__all__ = [
+    "HIGHER_IS_BETTER",
+    "IDEAL",
+    "LESION_METRICS",
+    "METRICS",
+    "UNDIRECTED",
+    "evaluate_image",
+    "evaluate_samples",
+    "metric_score",
+    "metric_unit",
+]
 
 Metric = Callable[[Tensor, Tensor, ReportingRange, Tensor | None], Tensor]
 
@@ -48,15 +59,35 @@ METRICS: dict[str, Metric] = {
     "cnr": _cnr,
 }
 HIGHER_IS_BETTER = frozenset({"psnr", "ssim", "cnr"})
-# best at a value (0 for the bias, 1 for the ratios), so that a higher value is neither better nor worse
-UNDIRECTED = frozenset({"bias", "hfer", "crc"})
+# best at a value of their own, so that a higher value is neither better nor worse
+IDEAL = {"bias": 0.0, "hfer": 1.0, "crc": 1.0, **{f"coverage{round(100 * p)}": p for p in LEVELS}}
+UNDIRECTED = frozenset(IDEAL)
 # taken only in regions called ``...lesion``, against the shell around them
 LESION_METRICS = frozenset({"crc", "cnr"})
 
 
 def metric_unit(name: str, unit: str) -> str:
     """Return the unit of a metric of a modality that is reported in ``unit`` (empty where it has none)."""
-    return {"psnr": "dB", "mae": unit, "bias": unit}.get(name.partition("@")[0], "")
+    return {"psnr": "dB", "mae": unit, "bias": unit, "crps": unit}.get(name.partition("@")[0], "")
+
+
+def metric_score(name: str, value: float) -> float:
+    """Return a number in the unit of the metric that is larger where the value is better.
+
+    The value itself, its negative for an error, the negative distance to the best value for a metric of :data:`IDEAL`.
+
+    Args:
+        name: metric, with or without ``@region``.
+        value: its value.
+
+    Example:
+        >>> metric_score("psnr", 30.0), metric_score("mae", 2.0), metric_score("crc@lesion", 1.25)
+        (30.0, -2.0, -0.25)
+    """
+    metric = name.partition("@")[0]
+    if metric in IDEAL:
+        return -abs(value - IDEAL[metric])
+    return value if metric in HIGHER_IS_BETTER else -value
 
 
 def evaluate_image(
@@ -99,5 +130,49 @@ def evaluate_image(
                 here = [n for n in names if n not in LESION_METRICS or region.endswith("lesion")]
                 found = {f"{n}@{region}": float(METRICS[n](p, t, reporting, mask)) for n in here}
                 values |= {n: v for n, v in found.items() if n.partition("@")[0] != "crc" or not math.isnan(v)}
+        results[target] = values
+    return results
+
+
+def evaluate_samples(
+    samples: Tensor,
+    truth: Tensor,
+    space: ImageSpace,
+    *,
+    targets: Iterable[str],
+    regions: Mapping[str, Tensor] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return how honest posterior samples of one measurement are: ``{modality: {"crps": ..., "coverage80": ...}}``.
+
+    Air that every sample leaves at zero would count as covered, so the values are taken where the truth is not zero
+    and, as ``metric@region``, inside the regions. Levels that the number of samples cannot support are left out.
+
+    Args:
+        samples: ``(S, 1, C, *shape)`` in stack units, S at least 2.
+        truth: ``(1, C, *shape)``.
+        space: image space of both.
+        targets: modalities to evaluate.
+        regions: masks ``(*shape)`` by name; an empty mask gives no value.
+
+    Raises:
+        ValueError: on an unknown modality, fewer than two samples, or shapes that do not fit the space.
+    """
+    space.check(truth, "truth")
+    count = len(samples)
+    levels = [p for p in LEVELS if 1 / (count + 1) <= p <= (count - 1) / (count + 1)]
+    results: dict[str, dict[str, float]] = {}
+    for target in targets:
+        channels, reporting = space.channels(target), reporting_range(space[target])
+        x, t = samples[:, :, channels].cpu(), truth[:, channels].cpu()
+        places = {
+            "": t[0].abs().amax(0) > 1e-3 * reporting.stack_range,
+            **{f"@{n}": m for n, m in (regions or {}).items()},
+        }
+        values: dict[str, float] = {}
+        for suffix, mask in places.items():
+            if bool(mask.any()):
+                values[f"crps{suffix}"] = float(crps(x, t, mask=mask)) * reporting.gain
+                found = posterior_coverage(x, t, levels=levels, mask=mask)
+                values |= {f"coverage{round(100 * p)}{suffix}": float(v) for p, v in found.items()}
         results[target] = values
     return results
