@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("multirecon.harness.commands:report", "turn records into one HTML file, Markdown and CSV"),
     "merge": ("multirecon.harness.commands:merge", "join the records of several folders, of shards for example"),
     "simulate": ("multirecon.harness.commands:simulate", "write a task's measurements as files that any bundle reads"),
+    "tune": ("multirecon.harness.tuning_command:tune", "tune bundles on validation anatomies, with equal trials"),
     "tasks": ("multirecon.harness.commands:tasks", "list the tasks"),
     "bundles": ("multirecon.harness.commands:bundles", "list the bundles and their variants"),
     "new": ("multirecon.bundle.scaffold:new", "start a bundle as a copy of another"),

@@ -2,6 +2,7 @@
 
 from .base import Capability, ImageSource, PosteriorSampler, Reconstructor
 from .fbp import FilteredBackProjection
+from .penalised_least_squares import PenalisedLeastSquares
 from .posterior import DecomposedSampling, PosteriorSampling
 from .slicewise import SliceWise
 from .tikhonov import Tikhonov
@@ -13,6 +14,7 @@ __all__ = [
     "DecomposedSampling",
     "FilteredBackProjection",
     "ImageSource",
+    "PenalisedLeastSquares",
     "PosteriorSampler",
     "PosteriorSampling",
     "Reconstructor",

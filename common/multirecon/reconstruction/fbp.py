@@ -10,6 +10,7 @@ from ..measurement import Measurement
 from ..operators import ParallelBeam
 from .analytic import fbp
 from .base import Callback, Capability, ImageSource, Reconstructor
+from .tuning import Tuning
 
 __all__ = ["FilteredBackProjection"]
 
@@ -24,6 +25,7 @@ class FilteredBackProjection(Reconstructor):
         window: apodisation of the ramp filter (``"ram-lak"``, ``"shepp-logan"``, ``"cosine"``, ``"hann"``).
         cutoff: fraction of the Nyquist frequency.
         non_negative: set negative attenuation to zero, which is physical but biases the noise upwards.
+        tuning: ``"cutoff"`` by kind of block, in the place of ``cutoff``.
         source: how an image stack becomes a Measurement.
 
     References:
@@ -40,12 +42,14 @@ class FilteredBackProjection(Reconstructor):
         window: str = "ram-lak",
         cutoff: float = 1.0,
         non_negative: bool = False,
+        tuning: Tuning | None = None,
         source: ImageSource | None = None,
     ) -> None:
         super().__init__(source=source)
         self.window = window
         self.cutoff = cutoff
         self.non_negative = non_negative
+        self.tuning = tuning
 
     def reconstruct(
         self,
@@ -64,7 +68,8 @@ class FilteredBackProjection(Reconstructor):
                 continue
             if isinstance(likelihood, TransmissionPoisson):
                 y, _ = log_transform(y, likelihood.I0, likelihood.scatter)
-            image = fbp(operator, y, window=self.window, cutoff=self.cutoff)
+            cutoff = self.cutoff if self.tuning is None else self.tuning.of(measurement, name)["cutoff"]
+            image = fbp(operator, y, window=self.window, cutoff=cutoff)
             image = image if network is None else network(image)
             parts[name] = image.clamp_min(0) if self.non_negative else image
         return measurement.operator.assemble(parts, batch=measurement.batch_size, like=torch.empty(0))

@@ -9,6 +9,7 @@ from ..likelihoods import Gaussian
 from ..measurement import Measurement
 from ..solvers.cg import conjugate_gradient
 from .base import Callback, Capability, ImageSource, Reconstructor
+from .tuning import Tuning
 
 __all__ = ["Tikhonov"]
 
@@ -20,10 +21,12 @@ class Tikhonov(Reconstructor):
 
     solved by conjugate gradients on ``(A^H A + |A|^2 R) x = A^H y``. ``R`` is the bundle's network: a dimensionless
     weight (:class:`~multirecon.networks.classical.RegularisationWeight`), so that one number serves operators of every
-    scale. White Gaussian noise of one level a block drops out of the normal equations. A clean modality is returned as
+    scale. White Gaussian noise of one level a block drops out of the normal equations; data of any other kind are for
+    :class:`~multirecon.reconstruction.PenalisedLeastSquares`. A clean modality is returned as
     it is; a modality without a measurement comes back as zeros, the minimum-norm solution.
 
     Args:
+        tuning: ``"weight"`` by kind of block, a factor of the network's weight; without it 1.
         max_iterations: bound on the CG iterations.
         tolerance: relative residual at which a sample stops.
         source: how an image stack becomes a Measurement.
@@ -34,10 +37,18 @@ class Tikhonov(Reconstructor):
 
     capability = Capability(likelihoods=frozenset({"gaussian"}))
 
-    def __init__(self, *, max_iterations: int = 50, tolerance: float = 1e-5, source: ImageSource | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        tuning: Tuning | None = None,
+        max_iterations: int = 50,
+        tolerance: float = 1e-5,
+        source: ImageSource | None = None,
+    ) -> None:
         super().__init__(source=source)
         if max_iterations < 1:
             raise ValueError(f"max_iterations: expected >= 1, got {max_iterations}")
+        self.tuning = tuning
         self.max_iterations = max_iterations
         self.tolerance = tolerance
 
@@ -59,6 +70,8 @@ class Tikhonov(Reconstructor):
                 parts[name] = y
                 continue
             scale = operator.norms(len(y)).reshape(-1, *[1] * (len(operator.domain_shape))) ** 2
+            if self.tuning is not None:
+                scale = scale * self.tuning.of(measurement, name)["weight"]
 
             def normal(x: Tensor, operator: nn.Module = operator, scale: Tensor = scale) -> Tensor:
                 return operator.gram(x) + scale * network(x)  # type: ignore[operator]
