@@ -30,7 +30,52 @@ MODALITIES: dict[str, Any] = {
 }
 # energy at which water behind a head attenuates as the whole spectrum of the bin does
 ENERGIES = {"ct_low": [53.0], "ct_high": [72.0], "ct_bins": [44.0, 64.0, 92.0]}
-METRICS = {"mr": ["psnr", "ssim", "nrmse"], "ct": ["psnr", "ssim", "nrmse", "mae"]}
+METRICS = {"mr": ["psnr", "ssim", "nrmse", "hfer"], "ct": ["psnr", "ssim", "nrmse", "mae", "hfer"]}
+# lesions show in these; the contrast recovery of one that a modality does not show is left out sample by sample
+SHOWS_LESIONS = {"t1", "flair", "t2star", "pet_fdg"}
+# families of tasks that differ in one number: name -> label of the axis, its scale, task -> number
+SWEEPS: dict[str, tuple[str, str, dict[str, float]]] = {
+    "flair_acceleration": (
+        "Acceleration of the FLAIR k-space (with a clean T1)",
+        "linear",
+        {"flair_x2_t1": 2, "flair_x4_t1": 4, "flair_x6_t1": 6, "flair_x8_t1": 8},
+    ),
+    "flair_inputs": (
+        "Clean images given beside 4x FLAIR k-space (T1; T2*; CT and PET)",
+        "linear",
+        {"flair_x4": 0, "flair_x4_t1": 1, "flair_x4_t1_t2star": 2, "flair_x4_all": 4},
+    ),
+    "flair_inputs_clinical": (
+        "Clean images given beside 4x FLAIR k-space with 24 centre lines",
+        "linear",
+        {"flair_x4c": 0, "flair_x4c_t1": 1, "flair_x4c_t1_t2star": 2, "flair_x4c_all": 4},
+    ),
+    "flair_noise": (
+        "Noise of the FLAIR k-space (standard deviation, with a clean T1)",
+        "log",
+        {"flair_x4_t1": 0.01, "flair_x4_t1_noise3": 0.03, "flair_x4_t1_noise10": 0.1},
+    ),
+    "flair_t1_shift": (
+        "Shift of the T1 beside 4x FLAIR k-space (mm, and half as many degrees)",
+        "linear",
+        {"flair_x4_t1": 0, "flair_x4_t1_shift1": 1, "flair_x4_t1_shift2": 2, "flair_x4_t1_shift3": 3},
+    ),
+    "pet_counts": (
+        "FDG PET counts (trues a pixel)",
+        "log",
+        {"pet_counts_2p5": 2.5, "pet_counts_5": 5, "pet_counts_10": 10, "pet_counts_50": 50},
+    ),
+    "ct_synthesis_inputs": (
+        "Clean MR images that CT is made from (T1; T2*; FLAIR)",
+        "linear",
+        {"ct_from_t1": 1, "ct_from_t1_t2star": 2, "ct_from_mr": 3},
+    ),
+    "pet_synthesis_inputs": (
+        "Clean MR images that FDG PET is made from (T1; FLAIR and T2*)",
+        "linear",
+        {"pet_from_t1": 1, "pet_from_mr": 3},
+    ),
+}
 
 
 def scan(name: str, /, **settings: Any) -> Scan:
@@ -98,6 +143,12 @@ def task(
         "slices": 8,
     }
     metrics = METRICS["mr" if all(t in MR for t in wanted) else "ct"]
+    metrics = [*metrics, "crc"] if SHOWS_LESIONS & set(wanted) else metrics
+    places = [
+        {"name": sweep, "label": label, "value": members[name], "scale": scale}
+        for sweep, (label, scale, members) in SWEEPS.items()
+        if name in members
+    ]
     return {
         "name": name,
         "description": description,
@@ -120,6 +171,7 @@ def task(
         "targets": wanted,
         "metrics": metrics,
         "repeats": 1,
+        **({"sweeps": places} if places else {}),
     }
 
 
