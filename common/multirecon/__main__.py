@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "main"]
 # name -> (place, what it does); the module is imported when the command is called, so that `version` loads no torch
 COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("multirecon.harness.commands:evaluate", "run bundles on tasks and record how well they do"),
+    "reconstruct": ("multirecon.harness.commands:reconstruct", "reconstruct a file by the best method for it"),
     "report": ("multirecon.harness.commands:report", "turn records into one HTML file, Markdown and CSV"),
     "merge": ("multirecon.harness.commands:merge", "join the records of several folders, of shards for example"),
     "simulate": ("multirecon.harness.commands:simulate", "write a task's measurements as files that any bundle reads"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
-__all__ = ["bundles", "evaluate", "info", "merge", "report", "simulate", "tasks", "version"]
+__all__ = ["bundles", "evaluate", "info", "merge", "reconstruct", "report", "simulate", "tasks", "version"]
 
 
 def evaluate(
@@ -13,6 +14,7 @@ def evaluate(
     *,
     tasks: tuple[str, ...] = (),
     bundles: tuple[str, ...] = (),
+    guests: tuple[str, ...] = (),
     folder: str = "",
     set_name: str = "small",
     seed: int = 0,
@@ -28,7 +30,8 @@ def evaluate(
     Args:
         output: folder of the results.
         tasks: names or JSON files, separated by commas; every task by default.
-        bundles: NAME, NAME:VARIANT or folders, separated by commas; every bundle by default.
+        bundles: NAME, NAME:VARIANT or folders, separated by commas; every bundle by default, none beside guests.
+        guests: JSON files of guests (deepinv models and algorithms), separated by commas.
         folder: folder of the bundles; by default the setting MULTIRECON_BUNDLES, else ./bundles.
         set_name: evaluation set: small or full.
         seed: seed of the methods' random numbers.
@@ -40,6 +43,7 @@ def evaluate(
         progress: show the progress bar (--noprogress: do not).
     """
     from ..tasks import load, names
+    from .guests import read_guest
     from .methods import select_methods
     from .records import read_records
     from .runner import evaluate as run
@@ -51,23 +55,74 @@ def evaluate(
     part = parse_shard(shard)
     place = _device(device)
     questions = [load(name) for name in tasks or names()]
-    chosen = select_methods(bundles, folder or None)
-    summary = run(
-        questions,
-        chosen,
-        output,
-        set_name=set_name,
-        seed=seed,
-        device=place,
-        timeout=timeout,
-        shard=part,
-        repeats=repeats,
-        limit=limit,
-        progress=progress,
-    )
+    chosen = select_methods(bundles, folder or None) if bundles or not guests else []
+    with tempfile.TemporaryDirectory(prefix="multirecon-guests-") as shelf:
+        chosen += [read_guest(file).method(Path(shelf)) for file in dict.fromkeys(guests)]
+        summary = run(
+            questions,
+            chosen,
+            output,
+            set_name=set_name,
+            seed=seed,
+            device=place,
+            timeout=timeout,
+            shard=part,
+            repeats=repeats,
+            limit=limit,
+            progress=progress,
+        )
     for problem in read_records(summary.records)[1]:
         print(f"multirecon: no record: {problem}", file=sys.stderr)
     print(summary)
+
+
+def reconstruct(
+    file: Path,
+    output: Path = Path("output"),
+    *,
+    method: str = "auto",
+    targets: tuple[str, ...] = (),
+    budget: float | None = None,
+    metric: str = "psnr",
+    records: str = "",
+    folder: str = "",
+    seed: int = 0,
+    device: str = "",
+    timeout: float = 3600.0,
+    list: bool = False,
+) -> None:
+    """Reconstruct a measurement file by the method that did best on similar data, and say why.
+
+    Args:
+        file: a measurement file (HDF5), as written by simulate or Measurement.save.
+        output: folder of the images (NIfTI, PNG), trust maps and the provenance (JSON).
+        method: auto, or NAME or NAME:VARIANT of a bundle.
+        targets: modalities wanted, separated by commas; by default those scanned, else the missing ones.
+        budget: seconds that the reconstruction may take, judged by recorded times.
+        metric: what methods are ranked by, such as psnr or ssim.
+        records: records file, or folder of results; by default docs/leaderboard beside the folder of the bundles.
+        folder: folder of the bundles; by default the setting MULTIRECON_BUNDLES, else ./bundles.
+        seed: seed of the method's random numbers.
+        device: device, such as cpu or cuda:0; by default the bundle's own choice.
+        timeout: seconds after which the method is ended.
+        list: only say what would be done and why.
+    """
+    from .reconstruct import reconstruct_file
+
+    reconstruct_file(
+        file,
+        output,
+        method=method,
+        targets=targets,
+        budget=budget,
+        metric=metric,
+        records=Path(records) if records else None,
+        folder=folder,
+        seed=seed,
+        device=_device(device),
+        timeout=timeout,
+        explain_only=list,
+    )
 
 
 def report(*folders: str, output: str = "", baseline: str = "", claims: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ import multirecon
 
 from ..bundle.package import package_hash
 from ..files import cache_folder
+from ..measurement import Measurement
 from ..metrics import data_residual, evaluate_image, reporting_range
 from ..reconstruction.trust import trust_map
+from .acquisitions import describe_acquisition
 from .methods import Method
 from .process import Worker
 from .questions import Answerable, Question, Questions, TaskLike
@@ -111,6 +114,11 @@ def evaluate(
     folder = Path(output).absolute()
     if not tasks or not methods:
         raise ValueError(f"evaluate: expected at least one task and one method, got {len(tasks)} and {len(methods)}")
+    names = [m.name for m in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"methods: expected different names, got {sorted(n for n in set(names) if names.count(n) > 1)}"
+        )
     file = RecordFile(folder / RECORDS)
     summary = Summary(file.path)
     with work_folder(folder) as work:
@@ -125,7 +133,7 @@ def evaluate(
                 limit=limit,
             )
             asked.append(questions)
-            write_json(folder / TASKS / f"{_safe(task.name)}.json", describe_task(task))
+            note_task(folder, task)
         plan = [(m, qs, q) for m in methods for qs in asked for q in qs.all][shard[0] - 1 :: shard[1]]
         seen = file.records()
         settled = {r.key for r in seen if r.status != FAILED}
@@ -167,6 +175,7 @@ class _Run:
         with Worker(place, forbidden=self._forbidden(), allowed=[str(method.root)]) as worker:
             for questions, question in jobs:
                 ready = questions.prepare(question)
+                note_task(self.output, questions.task, ready.measurement)
                 self._same_data(question, ready)
                 record, stack = self._ask(worker, method, questions.task, question, ready)
                 if question.index in questions.shown and question.repeat == 0 and stack is not None:
@@ -272,6 +281,22 @@ def measure_result(stack: np.ndarray, task: TaskLike, ready: Answerable) -> dict
     return metrics
 
 
+def note_task(output: Path, task: TaskLike, measurement: Measurement | None = None) -> None:
+    """Keep what a report and a choice of methods need to know of a task: once, with the first of its measurements."""
+    path = output / TASKS / f"{_safe(task.name)}.json"
+    values = describe_task(task)
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        held = {}
+    if isinstance(held, dict) and "acquisition" in held:
+        values["acquisition"] = held["acquisition"]
+    elif measurement is not None:
+        values["acquisition"] = describe_acquisition(measurement)
+    if values != held:
+        write_json(path, values)
+
+
 def describe_task(task: TaskLike) -> dict[str, Any]:
     """Return what a report says about a task: plain values."""
     return {
@@ -291,7 +316,7 @@ def package_versions() -> dict[str, str]:
         "package": package_hash()[:12],
         "python": platform.python_version(),
     }
-    for name in ("torch", "monai"):
+    for name in ("torch", "monai", "deepinv"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
