@@ -8,6 +8,7 @@ from .slicewise import SliceWise
 from .tikhonov import Tikhonov
 from .tuning import Tuning, block_kind
 from .unrolled import UnrolledReconstructor
+from .variational import TotalVariationReconstruction, WaveletSense
 
 __all__ = [
     "Capability",
@@ -20,7 +21,9 @@ __all__ = [
     "Reconstructor",
     "SliceWise",
     "Tikhonov",
+    "TotalVariationReconstruction",
     "Tuning",
     "UnrolledReconstructor",
+    "WaveletSense",
     "block_kind",
 ]
