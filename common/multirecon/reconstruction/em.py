@@ -1,7 +1,7 @@
 """Emission tomography: OSEM with a post-filter, and penalised likelihood, for every PET block of a measurement.
 
 What was measured beside PET is not their subject: clean images come back as they are, CT and MR data are
-reconstructed by :func:`smoothed_least_squares`, and may then guide the PET image.
+reconstructed by penalised least squares, and may then guide the PET image.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from torch import Tensor, nn
 
 from ..functionals import Functional, ParallelLevelSets, RelativeDifference, bowsher_weights
 from ..functionals.base import per_sample
-from ..functionals.differences import divergence_adjoint, gradient
-from ..likelihoods import gaussian_approximation
 from ..measurement import Measurement
-from ..networks.classical import GaussianSmoothing
-from ..solvers.cg import conjugate_gradient
+from ..networks.classical import GaussianSmoothing, RegularisationWeight
 from ..solvers.em import bsrem, osem
 from ..space import ImageSpace
 from .base import Callback, Capability, ImageSource, Reconstructor
+from .penalised_least_squares import PenalisedLeastSquares
 from .tuning import Tuning
 
-__all__ = ["OSEM", "EmissionCapability", "PenalisedLikelihood", "smoothed_least_squares"]
+__all__ = ["OSEM", "EmissionCapability", "PenalisedLikelihood"]
 
 EMISSION = frozenset({"pet", "pet_3d"})
 """Kinds of operators whose blocks are reconstructed by expectation maximisation."""
@@ -41,13 +39,13 @@ Guidance = Literal["none", "level_sets", "bowsher"]
 
 @dataclass(frozen=True)
 class EmissionCapability(Capability):
-    """At least one PET block of counts; other blocks are clean images or have data with a Gaussian approximation.
+    """At least one PET block of counts; beside it clean images, and data that penalised least squares takes.
 
     Args:
         guided: whether a modality beside PET must be there.
     """
 
-    likelihoods: frozenset[str] | None = frozenset({"poisson", "gaussian", "transmission_poisson"})
+    likelihoods: frozenset[str] | None = PenalisedLeastSquares.capability.likelihoods
     guided: bool = False
 
     def refusals(self, measurement: Measurement, targets: Iterable[str] = ()) -> list[str]:
@@ -57,11 +55,10 @@ class EmissionCapability(Capability):
         if not pet:
             kinds = {n: measurement.operator[n].kind for n in measurement.available}
             reasons.append(f"blocks: expected at least one with an operator of {sorted(EMISSION)}, got {kinds}")
-        for name in measurement.available:
-            noise = measurement.likelihood[name].kind
-            if (name in pet) != (noise == "poisson"):
-                wanted = "'poisson'" if name in pet else "none of counts beside PET"
-                reasons.append(f"block {name!r}: expected as likelihood {wanted}, got {noise!r}")
+        noises = {n: measurement.likelihood[n].kind for n in pet}
+        reasons += [
+            f"block {n!r}: expected the likelihood 'poisson', got {k!r}" for n, k in noises.items() if k != "poisson"
+        ]
         if self.guided and len(pet) == len(measurement.available):
             reasons.append(f"guide: expected a modality beside PET, got {list(measurement.available)}")
         return reasons
@@ -73,54 +70,28 @@ def emission_blocks(measurement: Measurement) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def smoothed_least_squares(
-    measurement: Measurement, name: str, *, smoothness: float = 100.0, iterations: int = 40, tolerance: float = 1e-3
-) -> Tensor:
-    r"""Return the image of one block by penalised weighted least squares with a quadratic smoothness penalty.
-
-    .. math:: \arg\min_x \tfrac12 \|A x - d\|_W^2 + \frac{v}{2 s^2} \|\nabla x\|^2
-
-    Data ``d`` and weights ``W`` are those of the likelihood's Gaussian approximation, ``s`` is the modality's scale.
-    The penalty is the prior belief that neighbouring pixels differ by ``s / sqrt(v)``, so one ``v`` serves all doses.
-    Clean images come back as they are.
+def other_image(measurement: Measurement, name: str, smoothness: float) -> Tensor:
+    """Return the image ``(B, channels, *shape)`` of a block beside PET by smooth penalised least squares.
 
     Args:
         measurement: the measurement.
-        name: name of the block.
-        smoothness: ``v``, dimensionless.
-        iterations: bound on the conjugate-gradient steps.
-        tolerance: relative residual at which a sample stops.
-
-    Returns:
-        Image ``(B, channels, *shape)`` in the modality's unit.
-
-    Raises:
-        ValueError: if the likelihood has no Gaussian approximation.
-
-    References:
-        sauer1993
+        name: name of the block; a clean image comes back as it is.
+        smoothness: that of :class:`~multirecon.reconstruction.PenalisedLeastSquares`.
     """
-    operator, space = measurement.operator[name], measurement.space
     if measurement.operator.is_clean(name):
         return measurement.y[name]
-    data, noise = gaussian_approximation(measurement.likelihood[name], measurement.y[name])
-    sigma = torch.as_tensor(noise.sigma, device=data.device)
-    precision = torch.where(sigma > 0, sigma, torch.ones_like(sigma)) ** -2
-    strength = smoothness / space[name].scale ** 2
-    steps = (1.0,) * len(space.shape)
-
-    def normal(x: Tensor) -> Tensor:
-        return operator.adjoint(precision * operator(x)) + strength * divergence_adjoint(gradient(x, steps), steps)
-
-    rhs = operator.adjoint(precision * data)
-    return conjugate_gradient(normal, rhs, max_iterations=iterations, tolerance=tolerance).x
+    solve = PenalisedLeastSquares(tuning=Tuning({"weight": 0.0, "smoothness": smoothness}), tolerance=1e-3)
+    one, unused = measurement.restrict([name]), torch.Generator()
+    stack = solve.reconstruct(one, RegularisationWeight(), generator=unused, callback=None)
+    return stack[:, measurement.space.channels(name)]
 
 
 class _Emission(Reconstructor):
     """What OSEM and penalised likelihood share: the other modalities first, then every PET block by itself.
 
     Args:
-        tuning: settings by kind of block; ``smoothness`` is that of :func:`smoothed_least_squares`.
+        tuning: settings by kind of block; ``smoothness`` is that of the other modalities, see
+            :class:`~multirecon.reconstruction.PenalisedLeastSquares`.
         subsets: largest number of ordered subsets; the largest divisor of the number of views up to it is taken.
         source: how an image stack becomes a Measurement.
     """
@@ -143,10 +114,7 @@ class _Emission(Reconstructor):
         """Return the stack ``(B, C, *shape)``; see the class."""
         pet = emission_blocks(measurement)
         others = [n for n in measurement.available if n not in pet]
-        parts = {
-            n: smoothed_least_squares(measurement, n, smoothness=self.tuning.of(measurement, n)["smoothness"])
-            for n in others
-        }
+        parts = {n: other_image(measurement, n, self.tuning.of(measurement, n)["smoothness"]) for n in others}
         with torch.set_grad_enabled(network is not None and network.training):
             for name in pet:
                 done = dict(parts)
