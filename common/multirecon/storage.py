@@ -8,17 +8,16 @@ from types import ModuleType
 from typing import Any
 
 import h5py
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import likelihoods, operators
+from .hdf5 import MAX_DATASET_BYTES, member, read_numbers
 from .likelihoods import Likelihood
 from .operators import LinearOperator
 
-__all__ = ["MAX_DATASET_BYTES", "decode", "encode", "kinds", "read_tensor", "write_tensor"]
+__all__ = ["MAX_DATASET_BYTES", "decode", "encode", "kinds", "member", "read_tensor", "write_tensor"]
 
-MAX_DATASET_BYTES = 4 * 1024**3
 _PLAIN = (type(None), bool, int, float, str)
 
 
@@ -114,15 +113,6 @@ def _decode_child(group: h5py.Group, name: str) -> Any:
     return decode(child)
 
 
-def member(group: h5py.Group, name: str) -> Any:
-    """Return a member stored in this very file; soft and external links are refused."""
-    if name not in group:
-        raise ValueError(f"{group.name}: expected a member {name!r}, got {sorted(group)}")
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{group.name}/{name}: expected data inside the file, got a link")
-    return group[name]
-
-
 def _text(group: h5py.Group, name: str) -> str:
     value = group.attrs.get(name)
     if not isinstance(value, str):
@@ -144,19 +134,4 @@ def read_tensor(group: h5py.Group, name: str) -> Tensor:
         ValueError: if it is not a numeric dataset stored in this file, is too large, or was cut short.
     """
     dataset = member(group, name)
-    where = f"{group.name.rstrip('/')}/{name}"
-    if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"{where}: expected a dataset, got a group")
-    if dataset.dtype.kind not in "biufc":
-        raise ValueError(f"{where}: expected numbers, got dtype {dataset.dtype}")
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(f"{where}: expected data inside the file, got an external or virtual dataset")
-    size = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
-    if size > MAX_DATASET_BYTES:
-        raise ValueError(f"{where}: expected at most {MAX_DATASET_BYTES} bytes, got {size} declared")
-    if size and dataset.id.get_storage_size() == 0:
-        raise ValueError(f"{where}: expected {size} bytes of data, got a declared but empty dataset")
-    try:
-        return torch.from_numpy(np.asarray(dataset[()]))
-    except OSError as error:
-        raise ValueError(f"{where}: cannot be read ({error})") from None
+    return torch.from_numpy(read_numbers(dataset, f"{group.name.rstrip('/')}/{name}"))

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .io.npy import read_npy
+
 __all__ = ["hold_out", "noise_level", "read_kspace", "sampling_mask"]
 
 
@@ -23,9 +25,10 @@ def read_kspace(path: str | PathLike[str]) -> tuple[Tensor, Tensor]:
         complex64 k-space ``(coils, *spatial)`` in the unit of the file, and its float32 mask ``(*spatial)``.
 
     Raises:
-        ValueError: if the array has another form, is not finite or has no sample.
+        ValueError: if the file is none of these (a pickle, cut short), or the array has another form, is not finite or
+            has no sample. :func:`multirecon.data.io.read_kspace_array` reads other layouts and HDF5.
     """
-    array = np.load(path, allow_pickle=False)
+    array = read_npy(path)
     if array.ndim not in (3, 4) or not np.iscomplexobj(array):
         raise ValueError(f"path: expected a complex array (coils, *spatial), got {array.dtype} {array.shape} in {path}")
     if not np.isfinite(array).all():
