@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["bundles", "evaluate", "info", "merge", "reconstruct", "report", "simulate", "tasks", "version"]
+__all__ = ["bundles", "evaluate", "merge", "reconstruct", "report", "simulate", "tasks", "version"]
 
 
 def evaluate(
@@ -214,35 +214,6 @@ def bundles(folder: str = "") -> None:
 
     for method in find_methods(folder or None):
         print(f"{method.name:32} {method.bundle.version:8} {method.root}")
-
-
-def info(file: str) -> None:
-    """Say what is in a measurement file, or in every one of a folder.
-
-    Args:
-        file: an HDF5 file written by simulate or Measurement.save, or a folder of such files.
-    """
-    from ..measurement import Measurement
-
-    if Path(file).is_dir():
-        files = sorted(Path(file).glob("*.h5"))
-        if not files:
-            raise ValueError(f"file: expected a folder with measurement files *.h5, got none in {file!r}")
-        for one in files:
-            print(f"file       {one}")
-            info(str(one))
-        return
-    measurement = Measurement.load(file)
-    space = measurement.space
-    print(f"image      {', '.join(f'{m.name} [{m.unit}]' for m in space.modalities)}")
-    print(f"grid       {' x '.join(map(str, space.shape))}, {' x '.join(f'{s:g}' for s in space.spacing_mm)} mm")
-    for name, datum in measurement.y.items():
-        kinds = f"{measurement.operator[name].kind}, {measurement.likelihood[name].kind}"
-        print(f"{'block':10} {name}: {kinds}, {tuple(datum.shape)} {str(datum.dtype)[6:]}")
-    print(f"missing    {', '.join(measurement.missing) or 'nothing'}")
-    print(f"samples    {measurement.batch_size}")
-    print(f"metadata   {measurement.metadata}")
-    print(f"sha256     {measurement.fingerprint()}")
 
 
 def version(*, packages: bool = False) -> None:
