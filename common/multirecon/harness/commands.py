@@ -23,6 +23,7 @@ def evaluate(
     shard: str = "1/1",
     repeats: int | None = None,
     limit: int | None = None,
+    samples: int = 0,
     progress: bool = True,
 ) -> None:
     """Run bundles on tasks and record how well they do; run it again to go on where it stopped.
@@ -40,6 +41,7 @@ def evaluate(
         shard: I/N: only every N-th result, beginning with the I-th.
         repeats: noise realisations a sample; by default the task's.
         limit: only the first samples of every set.
+        samples: posterior samples to judge a sampler by (coverage, CRPS), at least 2; 39 for intervals of 95 %.
         progress: show the progress bar (--noprogress: do not).
     """
     from ..tasks import load, names
@@ -52,6 +54,8 @@ def evaluate(
     for name, value in (("timeout", timeout), ("repeats", repeats), ("limit", limit)):
         if value is not None and not value > 0:
             raise ValueError(f"{name}: expected > 0, got {value}")
+    if samples < 0 or samples == 1:
+        raise ValueError(f"samples: expected 0 or at least 2, got {samples}")
     part = parse_shard(shard)
     place = _device(device)
     questions = [load(name) for name in tasks or names()]
@@ -69,6 +73,7 @@ def evaluate(
             shard=part,
             repeats=repeats,
             limit=limit,
+            samples=samples,
             progress=progress,
         )
     for problem in read_records(summary.records)[1]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..files import atomic_path
 from .records import Record, RecordFile, consistent, latest, read_records
+from .side_files import FEATURES
 from .workspace import IMAGES, RECORDS, TASKS
 
 __all__ = ["merge_folders"]
@@ -37,7 +38,7 @@ def merge_folders(folders: Sequence[Path], output: Path) -> tuple[int, list[Reco
         if record not in held:
             file.append(record)
     for folder in folders:
-        for name in (IMAGES, TASKS):
+        for name in (IMAGES, FEATURES, TASKS):
             _copy_missing(folder / name, output / name)
     return len(latest(file.records())), refused
 

@@ -20,13 +20,14 @@ import multirecon
 from ..bundle.package import package_hash
 from ..files import cache_folder
 from ..measurement import Measurement
-from ..metrics import data_residual, evaluate_image, reporting_range
+from ..metrics import data_residual, evaluate_image, evaluate_samples, reporting_range
 from ..reconstruction.trust import trust_map
 from .acquisitions import describe_acquisition
 from .methods import Method
 from .process import Worker
 from .questions import Answerable, Question, Questions, TaskLike
 from .records import FAILED, OK, Record, RecordFile
+from .side_files import FEATURES, keep
 from .workspace import (
     IMAGES,
     RECORDS,
@@ -88,6 +89,7 @@ def evaluate(
     shard: tuple[int, int] = (1, 1),
     repeats: int | None = None,
     limit: int | None = None,
+    samples: int = 0,
     progress: bool = True,
 ) -> Summary:
     """Ask every method every question that has no answer yet, and append the answers to ``output/records.jsonl``.
@@ -103,6 +105,7 @@ def evaluate(
         shard: ``(i, n)``: take every n-th pair of method and question, beginning with the i-th.
         repeats: noise realisations a sample; by default the task's.
         limit: first samples of every set only.
+        samples: posterior samples that methods which can draw them are asked for beside their result.
         progress: show a progress bar with the estimated time.
 
     Returns:
@@ -140,7 +143,8 @@ def evaluate(
         recorded = {r.question: r.fingerprint for r in reversed(seen)}
         todo = [job for job in plan if _key(job[0], job[2], seed) not in settled]
         summary.skipped = len(plan) - len(todo)
-        run = _Run(folder, work, file, summary, recorded, seed=seed, device=device, timeout=timeout)
+        run = _Run(folder, work, file, summary, recorded, seed=seed, device=device, timeout=timeout,
+                   samples=samples)  # fmt: skip
         with tqdm(total=len(plan), initial=summary.skipped, unit="result", disable=not progress or None) as bar:
             for method in methods:
                 jobs = [(qs, q) for m, qs, q in todo if m is method]
@@ -164,9 +168,10 @@ class _Run:
         seed: int,
         device: str | None,
         timeout: float,
+        samples: int,
     ) -> None:
         self.output, self.work, self.file, self.summary, self.recorded = output, work, file, summary, recorded
-        self.seed, self.device, self.timeout = seed, device, timeout
+        self.seed, self.device, self.timeout, self.samples = seed, device, timeout, samples
         self.versions = package_versions()
 
     def method(self, method: Method, jobs: Sequence[tuple[Questions, Question]], bar: Any) -> None:
@@ -185,6 +190,9 @@ class _Run:
                     if stack.ndim == 3:  # a 3D operator is too slow for a picture
                         maps = trust_map(ready.measurement, torch.from_numpy(stack)[None])
                         save_image(trust_file(self.output, record), maps[0].numpy())
+                if stack is not None:
+                    shown = question.index in questions.shown
+                    keep(self.output, record, stack, questions.task, ready, shown=shown, repeats=questions.repeats)
                 if self.file.append(record):
                     self.summary.counts[record.status] = self.summary.counts.get(record.status, 0) + 1
                 bar.update()
@@ -201,7 +209,12 @@ class _Run:
     def _forbidden(self) -> list[str]:
         """Return where truths, or what they are made from, lie: package, settings, cache, panels, this process."""
         cache = cache_folder()
-        places = [Path(multirecon.__file__).parent / "data", self.output / IMAGES, f"/proc/{os.getpid()}"]
+        places = [
+            Path(multirecon.__file__).parent / "data",
+            self.output / IMAGES,
+            self.output / FEATURES,
+            f"/proc/{os.getpid()}",
+        ]
         places += [cache / "subjects"] if cache else []
         return [*map(str, places), *(folder for name in DATA_SETTINGS if (folder := os.environ.get(name)))]
 
@@ -210,7 +223,9 @@ class _Run:
     ) -> tuple[Record, np.ndarray | None]:
         """Run one question; return its record, and the stack where there is a good one."""
         result = worker.folder / "result.npy"
-        result.unlink(missing_ok=True)
+        drawn = worker.folder / "drawn.npy"
+        for file in (result, drawn):
+            file.unlink(missing_ok=True)
         job = {
             "config_files": [str(p) for p in method.config_files],
             "bundle_root": str(method.root),
@@ -220,6 +235,8 @@ class _Run:
             "targets": list(task.targets),
             "seed": self.seed,
             "device": self.device,
+            "samples": self.samples,
+            "drawn": str(drawn),
         }
         answer = worker.run(job, timeout=self.timeout)
         stack, metrics = None, {}
@@ -227,6 +244,9 @@ class _Run:
             try:
                 stack = read_result(result, ready.truth)
                 metrics = measure_result(stack, task, ready)
+                if drawn.exists():
+                    for target, values in measure_samples(drawn, self.samples, task, ready).items():
+                        metrics[target] |= values
             except ValueError as error:
                 answer, stack = {"status": FAILED, "reason": str(error)}, None
         record = Record(
@@ -269,6 +289,19 @@ def read_result(path: Path, truth: torch.Tensor) -> np.ndarray:
     return array[0]
 
 
+def measure_samples(path: Path, count: int, task: TaskLike, ready: Answerable) -> dict[str, dict[str, float]]:
+    """Return how honest the posterior samples are that a worker wrote.
+
+    Raises:
+        ValueError: on another number or grid than asked for, or values that are not finite.
+    """
+    drawn = torch.from_numpy(np.load(path, allow_pickle=False))
+    shape = (count, *ready.truth.shape)
+    if tuple(drawn.shape) != shape or not bool(torch.isfinite(drawn).all()):
+        raise ValueError(f"posterior samples: expected finite values of shape {shape}, got {tuple(drawn.shape)}")
+    return evaluate_samples(drawn, ready.truth, task.space, targets=task.targets, regions=ready.regions)
+
+
 def measure_result(stack: np.ndarray, task: TaskLike, ready: Answerable) -> dict[str, dict[str, float]]:
     """Return the metrics of a stack ``(C, *shape)``: distances to the truth, and the residual of every block's data."""
     pred = torch.from_numpy(stack)[None]
@@ -299,6 +332,7 @@ def note_task(output: Path, task: TaskLike, measurement: Measurement | None = No
 
 def describe_task(task: TaskLike) -> dict[str, Any]:
     """Return what a report says about a task: plain values."""
+    acquisition, config = getattr(task, "acquisition", None), getattr(task, "config", {})
     return {
         "name": task.name,
         "description": task.description,
@@ -306,6 +340,8 @@ def describe_task(task: TaskLike) -> dict[str, Any]:
         "metrics": list(task.metrics),
         "space": task.space.to_dict(),
         "ranges": {name: asdict(reporting_range(task.space[name])) for name in task.space.names},
+        "measured": {name: scan.describe() for name, scan in acquisition.scans.items()} if acquisition else {},
+        "sweeps": list(config.get("sweeps", ())),
     }
 
 

@@ -96,7 +96,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         job: ``config_files``, ``bundle_root``, ``measurement`` (file), ``output_dir``, ``result`` (file to write),
             ``targets``, ``seed`` and ``device`` (or ``None``: the bundle's own choice). With ``only_refusals`` nothing
             is reconstructed: the status is ``"applicable"`` or ``"not applicable"``. With ``keep_files`` what the
-            bundle writes is wanted, trust maps included; else they are left out.
+            bundle writes is wanted, trust maps included; else they are left out. With ``samples`` above zero, what
+            an inferer with ``draw`` draws, off the clock, is written to ``drawn``: ``(S, 1, C, *shape)``.
     """
     import numpy as np
     import torch
@@ -142,6 +143,11 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         return {"status": "failed", "reason": f"result: expected a tensor, got {type(timed.result).__name__}"}
     result = torch.as_tensor(timed.result).detach()
     save_image(Path(job["result"]), result.cpu().numpy())
+    if job.get("samples") and callable(getattr(timed.inferer, "draw", None)):
+        generator = torch.Generator().manual_seed(job["seed"] + 1)
+        measurement = Measurement.load(job["measurement"])
+        drawn = timed.inferer.draw(measurement, evaluator.network, job["samples"], generator=generator)
+        save_image(Path(job["drawn"]), drawn.detach().cpu().numpy())
     return {"status": "ok", "seconds": timed.seconds, "peak_mb": timed.peak_mb, "device": _device_name(result.device)}
 
 
