@@ -137,7 +137,7 @@ class TotalVariationReconstruction(_Variational):
 
     * ``"separate"``: ``R = sum_m lambda_m TV(x_m)``, channel by channel;
     * ``"joint"``: ``R = sum_j sqrt(sum_c lambda_c^2 |(grad x_c)_j|^2)`` over the channels of all measured and clean
-      modalities; the ``lambda`` of clean ones is ``coupling`` times the mean of ``lambda_m s_m`` over their scale ``s``;
+      modalities; ``lambda`` of a clean one is ``coupling`` times the mean of ``lambda_m s_m`` over its scale ``s``;
     * ``"directional"``: ``R = sum_m lambda_m sum_j |(I - xi_j xi_j^T) (grad x_m)_j|`` with the edge directions
       ``xi`` of one clean modality (the first of ``guides``), where gradients count from ``edge`` times its scale.
       Without a clean modality it is the separate penalty, and a line of the log says so.
@@ -162,7 +162,7 @@ class TotalVariationReconstruction(_Variational):
     """
 
     capability = Capability(likelihoods=frozenset({"gaussian", "poisson", "transmission_poisson"}))
-    _defaults: ClassVar = {"weight": 0.4, "coupling": 3.0, "edge": 0.04}
+    _defaults: ClassVar = {"weight": 0.35, "coupling": 3.0, "edge": 0.04}
 
     def __init__(
         self,
@@ -234,8 +234,8 @@ class WaveletSense(_Variational):
               + \lambda_m \tfrac1S \sum_s \|D\, \Psi\, T_s x\|_1
 
     ``Psi`` is an orthonormal wavelet transform, ``D`` drops its coarsest band, and ``T_s`` are ``S`` fixed shifts
-    (cycle spinning, which removes the block artefacts of the decimated transform; one shift is the plain penalty). The phase
-    is part of the coil maps, so that ``x`` is real. ``lambda`` is the dimensionless weight ``w`` times the standard
+    (cycle spinning, which removes the block artefacts of the decimated transform; one shift is the plain penalty). The
+    phase is part of the coil maps, so that ``x`` is real. ``lambda`` is the dimensionless ``w`` times the standard
     deviation of the data term's slope, as in :class:`TotalVariationReconstruction`, and the solver is the same.
 
     Args:
@@ -254,7 +254,7 @@ class WaveletSense(_Variational):
 
     capability = Capability(operators=frozenset({"masked_fourier", "identity"}), likelihoods=frozenset({"gaussian"}),
                             ndim=frozenset({2}))  # fmt: skip
-    _defaults: ClassVar = {"weight": 0.35}
+    _defaults: ClassVar = {"weight": 0.4}
 
     def __init__(
         self,
