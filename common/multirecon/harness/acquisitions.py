@@ -22,15 +22,16 @@ NOISE = 0.5
 def describe_acquisition(measurement: Measurement) -> dict[str, Any]:
     """Return what a measurement consists of, as plain values for a JSON file.
 
-    ``blocks`` holds for every measured modality that is no clean image the kinds of its operator and likelihood,
-    ``sampling`` (the sampled share of k-space; else data per unknown) and ``noise`` (standard deviation over root mean
-    square of the data; of counts, that of the mean count). ``clean`` and ``missing`` name modalities.
+    ``blocks`` holds for every modality that was scanned (all but noiseless images) the kinds of operator and
+    likelihood, ``sampling`` (the sampled share of k-space; else data per unknown) and ``noise`` (standard deviation
+    over root mean square of the data; of counts, that of the mean count). ``clean`` and ``missing`` name modalities.
     """
-    clean, blocks = measurement.clean, {}
+    clean, blocks = [], {}
     for name in measurement.available:
-        if name in clean:
-            continue
         operator, likelihood, y = measurement.operator[name], measurement.likelihood[name], measurement.y[name]
+        if name in measurement.clean and isinstance(likelihood, Gaussian) and likelihood.is_exact:
+            clean.append(name)
+            continue
         mask = getattr(operator, "mask", None)
         unknowns = math.prod(operator.domain_shape)
         share = float(mask.float().mean()) if isinstance(mask, torch.Tensor) else y[0].numel() / unknowns

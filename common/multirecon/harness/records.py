@@ -19,6 +19,7 @@ except ImportError:  # not a POSIX system: single runs only
 __all__ = ["FAILED", "NOT_APPLICABLE", "OK", "Record", "RecordFile", "consistent", "latest", "read_records"]
 
 OK, FAILED, NOT_APPLICABLE = "ok", "failed", "not applicable"
+TEXTS = "task", "bundle", "variant", "sample", "anatomy", "fingerprint", "weights", "content", "reason", "device"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Record:
         """
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"record: expected JSON, got {error}") from None
         return cls._checked(values)
 
@@ -112,7 +113,7 @@ class Record:
             record = cls(**{n: v for n, v in values.items() if n in names and n != "metrics"}, metrics=metrics)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"record: {error}") from None
-        for name in ("task", "bundle", "variant", "sample", "anatomy", "fingerprint", "content", "reason"):
+        for name in TEXTS:
             if not isinstance(getattr(record, name), str):
                 raise ValueError(f"{name}: expected text, got {getattr(record, name)!r}")
         for name in ("repeat", "seed"):
@@ -121,6 +122,8 @@ class Record:
         for name in ("seconds", "peak_mb"):
             if not isinstance(getattr(record, name), int | float | None):
                 raise ValueError(f"{name}: expected a number, got {getattr(record, name)!r}")
+        if not isinstance(record.versions, dict) or not all(isinstance(v, str) for v in record.versions.values()):
+            raise ValueError(f"versions: expected an object of texts, got {record.versions!r}")
         return record
 
 

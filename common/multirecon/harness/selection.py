@@ -202,6 +202,8 @@ def choose(
     acquisition = describe_acquisition(measurement)
     wanted = tuple(targets) or default_targets(acquisition)
     known = (*acquisition["blocks"], *acquisition["missing"])
+    if not wanted:
+        raise ValueError("targets: expected something to reconstruct, got a measurement of clean images alone")
     for target in wanted:
         if target not in known:
             raise ValueError(f"targets: expected some of {list(known)}, got {target!r}")
