@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Metric
 from monai.engines import IterationEvents
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -18,11 +19,12 @@ from .blocks import Blocks
 from .engines import PrepareMeasurement
 from .likelihoods import BlockLikelihood, Gaussian, Likelihood
 from .measurement import Measurement
+from .metrics import image as image_metrics
 from .operators import BlockDiagonal, Identity, LinearOperator, MaskedFourier
 from .operators.fourier import centred_fft, centred_ifft
 from .space import ImageSpace
 
-__all__ = ["AverageGradients", "ChannelL1", "CosineRate", "PrepareTraining", "crop_rows"]
+__all__ = ["AverageGradients", "ChannelL1", "ChannelMetric", "CosineRate", "PrepareTraining", "crop_rows"]
 
 
 def crop_rows(measurement: Measurement, start: int, rows: int) -> Measurement:
@@ -176,6 +178,44 @@ class ChannelL1(nn.Module):
         plain = prediction.as_tensor() if hasattr(prediction, "as_tensor") else prediction
         errors = (plain - target).abs().movedim(1, 0).flatten(1).mean(1)
         return errors @ self.weights.to(errors)
+
+
+class ChannelMetric(Metric):
+    """Mean over the samples of an image metric of one channel, data range 1.
+
+    It counts the samples of its own process alone, so that one of several processes may validate.
+
+    Args:
+        name: ``"psnr"`` or ``"ssim"``.
+        channel: channel of the stack.
+    """
+
+    def __init__(self, name: str, *, channel: int = 0) -> None:
+        if name not in ("psnr", "ssim"):
+            raise ValueError(f"name: expected 'psnr' or 'ssim', got {name!r}")
+        self.function = getattr(image_metrics, name)
+        self.channel = channel
+        super().__init__(output_transform=lambda output: (output["pred"], output["label"]))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._values: list[float] = []
+
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        """Add a batch ``(pred, label)``, each ``(B, C, *shape)``."""
+        part = slice(self.channel, self.channel + 1)
+        pred, label = (torch.as_tensor(t)[:, part].detach().cpu() for t in output)
+        self._values += self.function(pred, label, data_range=1.0).tolist()
+
+    def compute(self) -> float:
+        """Return the mean.
+
+        Raises:
+            ValueError: if no batch was added.
+        """
+        if not self._values:
+            raise ValueError("metric: expected at least one batch, got none")
+        return sum(self._values) / len(self._values)
 
 
 class AverageGradients:

@@ -12,7 +12,7 @@ from multirecon.acquisition import Acquisition, CartesianMR, CleanImage
 from multirecon.acquisition.base import block_mean
 from multirecon.data.augmentation import augment
 from multirecon.space import ImageSpace
-from multirecon.training import AverageGradients, ChannelL1, CosineRate, PrepareTraining, crop_rows
+from multirecon.training import AverageGradients, ChannelL1, ChannelMetric, CosineRate, PrepareTraining, crop_rows
 
 SPACE = ImageSpace(["flair", "t1"], (16, 12), (2.0, 3.0))
 
@@ -142,6 +142,22 @@ def test_channel_l1():
         loss(prediction[:, :1], target[:, :1])
     with pytest.raises(ValueError, match="weights"):
         ChannelL1([0.0, 0.0])
+
+
+def test_channel_metric(generator):
+    pred, label = torch.rand(3, 2, 16, 16, generator=generator), torch.rand(3, 2, 16, 16, generator=generator)
+    psnr, ssim = ChannelMetric("psnr", channel=1), ChannelMetric("ssim")
+    for part in (slice(0, 2), slice(2, 3)):
+        psnr.update((pred[part], label[part]))
+        ssim.update((pred[part], pred[part]))
+    expected = -10 * torch.log10((pred - label)[:, 1].square().mean((1, 2)))
+    assert psnr.compute() == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert ssim.compute() == pytest.approx(1.0)
+    psnr.reset()
+    with pytest.raises(ValueError, match="at least one batch"):
+        psnr.compute()
+    with pytest.raises(ValueError, match="name"):
+        ChannelMetric("mse")
 
 
 def test_cosine_rate():
