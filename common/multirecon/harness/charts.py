@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from .ensembles import EnsembleRow
 from .leaderboard import Board, Column
@@ -118,7 +118,7 @@ def ensemble_chart(rows: Sequence[EnsembleRow], order: Sequence[str]) -> bytes |
     regions = list(dict.fromkeys(r.region for r in usable))
     if not regions:
         return None
-    width = min(3, len(regions))
+    width = 2 if len(regions) in (2, 4) else min(3, len(regions))
     height = -(-len(regions) // width)
     with mpl.rc_context(STYLE):
         figure = _figure(width, height)
@@ -182,16 +182,14 @@ def _beside(values: Sequence[float], number: int, count: int, ticks: Sequence[fl
 
 
 def _few_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Label a logarithmic axis that covers less than a decade or so."""
-    low, high = min(values), max(values)
-    axis.set_xlim(low / 1.6, high * 1.6)
-    if high / low < 30:
-        formatter = ScalarFormatter()
-        formatter.set_scientific(False)
-        ticks = [t * 10.0**k for k in range(-6, 9) for t in (1, 2, 5) if low / 1.6 <= t * 10.0**k <= high * 1.6]
-        axis.xaxis.set_major_locator(FixedLocator(ticks))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter("{x:g}")
+    """Label a logarithmic axis by plain numbers: 1, 2, 5 of every decade, or powers of ten where there are many."""
+    low, high = min(values) / 1.6, max(values) * 1.6
+    axis.set_xlim(low, high)
+    steps = (1, 2, 5) if high / low < 200 else (1,)
+    ticks = [t * 10.0**k for k in range(-9, 12) for t in steps if low <= t * 10.0**k <= high]
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 def _figure(width: int, height: int = 1) -> Figure:

@@ -49,14 +49,15 @@ def panel_figure(panel: Panel) -> bytes:
     strips = [names[i : i + width - 1] for i in range(0, len(names), width - 1)]
     rows = ["image", "error"] + (["lesion", "error"] if panel.zoom else [])
     count = len(rows)
-    figure = Figure(figsize=(1.75 * width + 0.9, 1.95 * count * len(strips)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(1.75 * width + 0.8, (1.72 * count + 0.35) * len(strips)), dpi=100, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, hspace=0, wspace=0)  # type: ignore[union-attr]
     axes = figure.subplots(count * len(strips), width, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    shown: dict[str, Any] = {}
+    unit = "" if panel.reporting.unit == "1" else f" ({panel.reporting.unit})"
     for number, strip in enumerate(strips):
         block = axes[number * count : (number + 1) * count]
-        shown["image"] = _show(block[0, 0], panel.truth, panel, title="truth")
+        shown = {"image": _show(block[0, 0], panel.truth, panel, title="truth")}
         if panel.zoom:
             low, high, left, right = panel.zoom
             box = Rectangle((low - 0.5, left - 0.5), high - low, right - left, fill=False, ec="#ffb000", lw=1.2)
@@ -73,12 +74,11 @@ def panel_figure(panel: Panel) -> bytes:
             if panel.zoom:
                 _show(block[2, column], _cut(image, panel.zoom), panel)
                 _show_error(block[3, column], _cut(image - panel.truth, panel.zoom), panel)
-    unit = "" if panel.reporting.unit == "1" else f" ({panel.reporting.unit})"
-    for word, picture in shown.items():
-        place = axes[:, -1].tolist()
-        bar = figure.colorbar(picture, ax=place, fraction=0.04, pad=0.02, shrink=0.9, aspect=30)
-        bar.set_label(f"{word}{unit}", fontsize=7)
-        bar.ax.tick_params(labelsize=6)
+        for row, word in enumerate(rows):
+            kind = "error" if word == "error" else "image"
+            bar = figure.colorbar(shown[kind], ax=block[row, :].tolist(), fraction=0.02, pad=0.01, aspect=25)
+            bar.set_label(f"{kind}{unit}", fontsize=7)
+            bar.ax.tick_params(labelsize=6)
     return _png(figure)
 
 

@@ -63,16 +63,17 @@ def pictures(board: Board, records: Sequence[Record], info: TaskInfo, sources: S
             zoom = zoom_of(sources, rows[0])
             panel = Panel(_slice(truth, info.space, target, reporting), images, captions, reporting, zoom)
             low, high = reporting.window
+            unit = unit_of(reporting)
             text = (
-                f"{plain_text(sample)}, {target}: images from {low:g} to {high:g}{unit_of(reporting)}, errors from "
-                f"{-reporting.error:g} (blue) to {reporting.error:g}{unit_of(reporting)} (red)"
+                f"Sample {plain_text(sample)}, {target.upper()}: images from {low:g} to {high:g}{unit}, errors from "
+                f"{-reporting.error:g} (blue) to {reporting.error:g}{unit} (red)"
             )
             if zoom:
                 text += "; below, the lesions in the box"
             found.append(Picture(panel_figure(panel), text))
             trust = trust_figure(trust_slices(sources, rows, info.space, target))
             if trust:
-                found.append(Picture(trust, f"{plain_text(sample)}, {target}: {TRUST_CAPTION}"))
+                found.append(Picture(trust, f"Sample {plain_text(sample)}, {target.upper()}: {TRUST_CAPTION}"))
         shown += 1
         if shown >= SAMPLES:
             break

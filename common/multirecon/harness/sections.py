@@ -64,12 +64,14 @@ class Table:
         note: one or two sentences on how to read it.
         head: heads of the columns.
         rows: the cells.
+        opened: whether the page shows it at once.
     """
 
     title: str
     note: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    opened: bool = True
 
 
 def columns_of(board: Board, kind: str) -> tuple[Column, ...]:
@@ -104,6 +106,7 @@ def board_section(
     quality = columns_of(board, "quality")
     bests = {c: best(board, c) for c in quality}
     first = quality[0] if quality else None
+    several = len({c[0] for c in quality})
     rows = [
         {
             "method": row.method,
@@ -119,7 +122,8 @@ def board_section(
     return {
         "board": board,
         "info": info,
-        "heads": [(column_label(c, units), direction(c[1])) for c in quality],
+        "modality": quality[0][0] if several == 1 else "",
+        "heads": [(column_label(c, units, modality_too=several > 1), direction(c[1])) for c in quality],
         "rows": rows,
         "markdown": markdown_table(board, columns=quality, units=units),
         "details": [
@@ -215,7 +219,8 @@ def _column_table(board: Board, units: Mapping[str, str], kind: str) -> Table | 
     if not columns:
         return None
     head = ["method", *(f"{column_label(c, units)} {direction(c[1])}".strip() for c in columns)]
-    return Table(*DETAILS[kind], head, [[r.method, *(cell(r, c) for c in columns)] for r in board.rows if r.values])
+    rows = [[r.method, *(cell(r, c) for c in columns)] for r in board.rows if any(c in r.values for c in columns)]
+    return Table(*DETAILS[kind], head, rows, kind == "posterior")
 
 
 def _population_tables(rows: Sequence[PopulationRow]) -> list[Table]:

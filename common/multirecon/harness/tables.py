@@ -111,12 +111,13 @@ def column_head(column: Column, units: Mapping[str, str] | None = None) -> str:
     return f"{modality} {metric} {unit}".strip()
 
 
-def column_label(column: Column, units: Mapping[str, str] | None = None) -> str:
+def column_label(column: Column, units: Mapping[str, str] | None = None, *, modality_too: bool = True) -> str:
     """Return a column for readers, such as ``CT PSNR (dB)`` or ``FLAIR SSIM in brain``."""
     modality, (metric, _, region) = column[0], column[1].partition("@")
     unit = metric_unit(metric, (units or {}).get(modality, ""))
     where = f" in {region.replace('_', ' ')}" if region else ""
-    return f"{modality.replace('_', ' ').upper()} {LABELS.get(metric, metric)}{f' ({unit})' if unit else ''}{where}"
+    name = f"{LABELS.get(metric, metric)}{f' ({unit})' if unit else ''}{where}"
+    return f"{modality.replace('_', ' ').upper()} {name}" if modality_too else name
 
 
 def direction(metric: str) -> str:

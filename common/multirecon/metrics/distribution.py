@@ -198,7 +198,9 @@ def _discrepancy(kernels: tuple[Tensor, ...], weights_a: Tensor, weights_b: Tens
     def within(kernel: Tensor, weights: Tensor) -> Tensor:
         squares = weights**2
         total = ((weights @ kernel) * weights).sum(1) - squares @ kernel.diagonal()
-        return total / (weights.sum(1) ** 2 - squares.sum(1))
+        pairs = weights.sum(1) ** 2 - squares.sum(1)
+        # one image drawn again and again has no pairs; rounding would make an infinity of 0 / 0
+        return torch.where(pairs > 0, total / pairs, torch.nan)
 
     between = ((weights_a @ ab) * weights_b).sum(1) / (weights_a.sum(1) * weights_b.sum(1))
     return within(aa, weights_a) + within(bb, weights_b) - 2 * between
