@@ -153,8 +153,13 @@ class Measurement:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the measurement to an HDF5 file, whole or not at all, and return its path."""
-        with atomic_path(path) as draft, h5py.File(draft, "w") as file:
+        # in memory first: HDF5 writes its tables when objects die, where a full disk cannot be reported in one place
+        with h5py.File(os.fspath(path), "w", driver="core", backing_store=False) as file:
             self._write(file)
+            file.flush()
+            image = file.id.get_file_image()
+        with atomic_path(path) as draft:
+            draft.write_bytes(image)
         return Path(path)
 
     def _write(self, file: h5py.File) -> None:

@@ -202,7 +202,7 @@ class RecordFile:
             self._settled, self._offset = set(), 0
         fresh = os.pread(descriptor, size - self._offset, self._offset)
         end = fresh.rfind(b"\n") + 1
-        for line in fresh[:end].decode(errors="replace").splitlines():
+        for line in fresh[:end].decode(errors="replace").split("\n"):
             try:
                 record = Record.from_line(line)
             except ValueError:
@@ -223,7 +223,7 @@ def read_records(path: str | os.PathLike[str]) -> tuple[list[Record], list[str]]
     if not source.is_file():
         raise ValueError(f"records: expected an existing file, got {str(source)!r}")
     records, problems = [], []
-    for number, line in enumerate(source.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(source.read_bytes().decode(errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:

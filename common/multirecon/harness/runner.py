@@ -20,7 +20,7 @@ import multirecon
 from ..bundle.package import package_hash
 from ..files import cache_folder
 from ..measurement import Measurement
-from ..metrics import data_residual, evaluate_image, evaluate_samples, reporting_range
+from ..metrics import METRICS, data_residual, evaluate_image, evaluate_samples, reporting_range
 from ..reconstruction.trust import trust_map
 from .acquisitions import describe_acquisition
 from .methods import Method
@@ -117,6 +117,10 @@ def evaluate(
     folder = Path(output).absolute()
     if not tasks or not methods:
         raise ValueError(f"evaluate: expected at least one task and one method, got {len(tasks)} and {len(methods)}")
+    for task in tasks:
+        unknown = sorted(set(task.metrics) - set(METRICS))
+        if unknown:
+            raise ValueError(f"metrics of task {task.name!r}: expected some of {list(METRICS)}, got {unknown}")
     names = [m.name for m in methods]
     if len(set(names)) < len(names):
         raise ValueError(
