@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from ..metrics import ReportingRange
@@ -49,8 +50,9 @@ def panel_figure(panel: Panel) -> bytes:
     strips = [names[i : i + width - 1] for i in range(0, len(names), width - 1)]
     rows = ["image", "error"] + (["lesion", "error"] if panel.zoom else [])
     count = len(rows)
-    figure = Figure(figsize=(1.75 * width + 0.8, (1.72 * count + 0.35) * len(strips)), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, hspace=0, wspace=0)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.015, h_pad=0.015, hspace=0, wspace=0)
+    size = (1.75 * width + 0.8, (1.72 * count + 0.35) * len(strips))
+    figure = Figure(figsize=size, dpi=100, layout=layout)
     axes = figure.subplots(count * len(strips), width, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")

@@ -143,10 +143,12 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         return {"status": "failed", "reason": f"result: expected a tensor, got {type(timed.result).__name__}"}
     result = torch.as_tensor(timed.result).detach()
     save_image(Path(job["result"]), result.cpu().numpy())
-    if job.get("samples") and callable(getattr(timed.inferer, "draw", None)):
+    own = timed.inferer, getattr(timed.inferer, "reconstructor", None)  # a sampler for slices lies inside a wrapper
+    sampler = next((m for m in own if callable(getattr(m, "draw", None))), None)
+    if job.get("samples") and sampler is not None:
         generator = torch.Generator().manual_seed(job["seed"] + 1)
         measurement = Measurement.load(job["measurement"])
-        drawn = timed.inferer.draw(measurement, evaluator.network, job["samples"], generator=generator)
+        drawn = sampler.draw(measurement, evaluator.network, job["samples"], generator=generator)
         save_image(Path(job["drawn"]), drawn.detach().cpu().numpy())
     return {"status": "ok", "seconds": timed.seconds, "peak_mb": timed.peak_mb, "device": _device_name(result.device)}
 
