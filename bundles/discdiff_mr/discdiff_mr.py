@@ -272,7 +272,8 @@ class DisentangledSampling(PosteriorSampler):
         space: stack of the method: the target and its reference.
         diffusion: the diffusion of the target.
         steps: kept times of 1000; all of them are the full chain.
-        chain: ``"ancestral"`` with the learned variance, ``"ddim"`` or ``"multistep"``.
+        chain: ``"ancestral"``, ``"ddim"`` or ``"multistep"``.
+        variance: of an ancestral step: ``"learned"``, ``"smallest"`` or ``"largest"``.
         eta: noise of ``"ddim"``.
         samples: the result is the mean of so many samples (1: a sample).
         consistency: ``w`` of the data consistency, or None for none, as published.
@@ -297,6 +298,7 @@ class DisentangledSampling(PosteriorSampler):
         diffusion: ConditionalDiffusion,
         steps: int = 20,
         chain: str = "ancestral",
+        variance: str = "learned",
         eta: float = 0.0,
         samples: int = 1,
         consistency: float | None = None,
@@ -319,7 +321,7 @@ class DisentangledSampling(PosteriorSampler):
             raise ValueError(f"consistency: expected a positive weight and a chain other than 'ancestral', "
                              f"got {consistency} and {chain!r}")  # fmt: skip
         self.diffusion = diffusion
-        self.steps, self.chain, self.eta, self.samples = steps, chain, eta, samples
+        self.steps, self.chain, self.variance, self.eta, self.samples = steps, chain, variance, eta, samples
         self.consistency, self.iterations = consistency, iterations
         self.target, self.reference = target, reference
         self.multiple = multiple
@@ -390,6 +392,7 @@ class DisentangledSampling(PosteriorSampler):
             noise,
             steps=self.steps,
             chain=self.chain,
+            variance=self.variance,
             eta=self.eta,
             correct=correct,
             callback=callback,

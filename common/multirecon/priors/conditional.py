@@ -17,6 +17,7 @@ from .schedules import NoiseSchedule
 __all__ = ["ConditionalBatch", "ConditionalDiffusion", "VarianceRange"]
 
 CHAINS = ("ancestral", "ddim", "multistep")
+VARIANCES = ("learned", "smallest", "largest")
 
 
 class VarianceRange:
@@ -216,6 +217,7 @@ class ConditionalDiffusion:
         *,
         steps: int,
         chain: str = "ancestral",
+        variance: str = "learned",
         eta: float = 0.0,
         correct: Correction | None = None,
         callback: Callable[[int, Tensor], None] | None = None,
@@ -227,15 +229,18 @@ class ConditionalDiffusion:
             condition: ``c`` ``(B, conditions, *shape)``.
             noise: random numbers, shaped like the result ``(B, 1, *shape)``.
             steps: kept times, from the last of the schedule to 0.
-            chain: ``"ancestral"`` with the learned variance (all times: the full chain), ``"ddim"``, or ``"multistep"``
-                (second order).
+            chain: ``"ancestral"`` (all times: the full chain), ``"ddim"``, or ``"multistep"`` (second order).
+            variance: of an ancestral step, ``"learned"``, or one end of its range, ``"smallest"`` or ``"largest"``: over
+                few kept times the ends are far apart.
             eta: noise of ``"ddim"``, 0 to 1.
             correct: ``correct(x0^, sigma)``, agreement with data; only for ``"ddim"`` and ``"multistep"``.
             callback: called as ``callback(k, x0^)`` after each step.
 
         Raises:
-            ValueError: on an unknown chain, or a correction of the ancestral one.
+            ValueError: on an unknown chain or variance, or a correction of the ancestral chain.
         """
+        if variance not in VARIANCES:
+            raise ValueError(f"variance: expected one of {VARIANCES}, got {variance!r}")
         if chain not in CHAINS:
             raise ValueError(f"chain: expected one of {CHAINS}, got {chain!r}")
         second: list[Tensor] = []
@@ -270,7 +275,9 @@ class ConditionalDiffusion:
             if index == 0:
                 return x0
             k = torch.full((len(x_t),), index, device=x_t.device)
-            deviation = (0.5 * kept.log_variance(second[0], k)).exp()
+            ends = {"smallest": -1.0, "largest": 1.0}
+            v = second[0] if variance == "learned" else torch.full_like(x0, ends[variance])
+            deviation = (0.5 * kept.log_variance(v, k)).exp()
             x_t = kept.mean(x0, x_t, k) + deviation * noise()
         raise AssertionError("unreachable")
 

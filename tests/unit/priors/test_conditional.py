@@ -162,6 +162,11 @@ def test_learned_variance_reaches_the_samples():
         network = gaussian_network(made, 0.3, 0.2, v=v)
         spread.append(float(made.sample(network, torch.zeros(2, 2, 32, 32), noise, steps=20).std()))
     assert spread[0] < spread[1]
+    for v, name in ((-1.0, "smallest"), (1.0, "largest")):  # the ends may be asked for, whatever the network says
+        noise = SampleNoise((2, 1, 32, 32), torch.Generator().manual_seed(1), like=torch.zeros(()))
+        network = gaussian_network(made, 0.3, 0.2, v=0.5)
+        got = made.sample(network, torch.zeros(2, 2, 32, 32), noise, steps=20, variance=name)
+        assert float(got.std()) == pytest.approx(spread[v > 0], rel=1e-6)
 
 
 def test_times_of_a_chain():
@@ -198,6 +203,8 @@ def test_wrong_settings_are_named():
     noise = SampleNoise((1, 1, 4, 4), torch.Generator(), like=torch.zeros(()))
     with pytest.raises(ValueError, match=r"chain: expected one of"):
         diffusion().sample(lambda *a: None, torch.zeros(1, 2, 4, 4), noise, steps=2, chain="euler")
+    with pytest.raises(ValueError, match=r"variance: expected one of"):
+        diffusion().sample(lambda *a: None, torch.zeros(1, 2, 4, 4), noise, steps=2, variance="none")
     with pytest.raises(ValueError, match=r"correct: expected none"):
         diffusion().sample(lambda *a: None, torch.zeros(1, 2, 4, 4), noise, steps=2, correct=lambda x, s: x)
 
