@@ -230,8 +230,8 @@ class ConditionalDiffusion:
             noise: random numbers, shaped like the result ``(B, 1, *shape)``.
             steps: kept times, from the last of the schedule to 0.
             chain: ``"ancestral"`` (all times: the full chain), ``"ddim"``, or ``"multistep"`` (second order).
-            variance: of an ancestral step, ``"learned"``, or one end of its range, ``"smallest"`` or ``"largest"``: over
-                few kept times the ends are far apart.
+            variance: of an ancestral step, ``"learned"`` or one end of its range, ``"smallest"`` or ``"largest"``; over
+                few kept times these are far apart.
             eta: noise of ``"ddim"``, 0 to 1.
             correct: ``correct(x0^, sigma)``, agreement with data; only for ``"ddim"`` and ``"multistep"``.
             callback: called as ``callback(k, x0^)`` after each step.
