@@ -45,7 +45,8 @@ def read_fastmri(path: str | os.PathLike[str], *, slices: Sequence[int] | None =
         encoding = _encoding(file, path)
         facts = {name: str(file.attrs[name]) for name in ("acquisition", "patient_id") if name in file.attrs}
     check_finite(data, path)
-    data = (data if data.ndim == 4 else data[:, None]).astype(np.complex64)
+    with np.errstate(over="ignore"):  # what is too large for complex64 is refused by KSpace
+        data = (data if data.ndim == 4 else data[:, None]).astype(np.complex64)
     mask = (data != 0).any(axis=1)
     if columns is not None:
         data = data * columns

@@ -59,6 +59,8 @@ class KSpace:
             raise refusal("mask", f"shape ({shape[0]}, {shape[2:]}) for data {shape}", self.mask.shape)
         if not self.mask.any():
             raise refusal("data", "at least one sample", "zeros only")
+        if not np.isfinite(self.data).all():
+            raise refusal("data", "finite complex64 samples", "NaN, Inf or numbers too large")
 
     @property
     def spatial(self) -> tuple[int, ...]:
@@ -119,7 +121,8 @@ def read_kspace_array(
     array = array if volume else array[..., 0]  # (slices, coils, x, y[, z])
     if not centred:
         array = np.fft.fftshift(array, axes=tuple(range(2, array.ndim)))
-    data = np.ascontiguousarray(array, dtype=np.complex64)
+    with np.errstate(over="ignore"):  # what is too large for complex64 is refused below
+        data = np.ascontiguousarray(array, dtype=np.complex64)
     facts = {"source": os.path.basename(path), "format": "array", **({"dataset": name} if name else {})}
     return KSpace(data, (data != 0).any(axis=1), metadata=facts)
 
@@ -174,7 +177,7 @@ def find_arrays(file: h5py.File, *, smallest: int = 2, deepest: int = 4) -> dict
             if isinstance(item, h5py.Group) and depth < deepest:
                 walk(item, f"{prefix}{name}/", depth + 1)
             elif isinstance(item, h5py.Dataset) and item.dtype.kind in "iufc" and item.ndim >= smallest:
-                found[prefix + name] = (tuple(item.shape), str(item.dtype))
+                found[prefix + name] = (tuple(item.shape), item.dtype.newbyteorder("=").name)
 
     walk(file, "", 0)
     return found
@@ -209,8 +212,8 @@ def member_at(file: h5py.File, name: str) -> Any:
 def crop_readout(kspace: KSpace, size: int) -> KSpace:
     """Remove readout oversampling: keep the central ``size`` pixels of the first spatial axis of the image.
 
-    The mask must not depend on that axis (lines sampled as a whole); otherwise the data are returned as they are, with
-    a note.
+    Where lines are sampled in part (asymmetric echoes), a new sample counts as sampled if the old one nearest to its
+    frequency was; next to the edge of the sampled part it then holds a little of what was not.
 
     Args:
         kspace: the data.
@@ -224,15 +227,15 @@ def crop_readout(kspace: KSpace, size: int) -> KSpace:
         raise refusal("size", f"1 to {width}", size)
     if size == width:
         return kspace
-    if (kspace.mask != kspace.mask[:, :1]).any():
-        return replace(kspace, notes=(*kspace.notes, "readout oversampling kept: its lines are sampled in part"))
-    line = np.fft.ifftshift(kspace.data, axes=2)
-    image = np.fft.fftshift(np.fft.ifft(line, axis=2, norm="ortho"), axes=2)
-    start = width // 2 - size // 2
-    cut = np.fft.ifftshift(image[:, :, start : start + size], axes=2)
-    data = np.fft.fftshift(np.fft.fft(cut, axis=2, norm="ortho"), axes=2).astype(np.complex64)
-    mask = np.repeat(kspace.mask[:, :1], size, axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):  # sums too large for complex64 are refused by KSpace
+        line = np.fft.ifftshift(kspace.data, axes=2)
+        image = np.fft.fftshift(np.fft.ifft(line, axis=2, norm="ortho"), axes=2)
+        start = width // 2 - size // 2
+        cut = np.fft.ifftshift(image[:, :, start : start + size], axes=2)
+        data = np.fft.fftshift(np.fft.fft(cut, axis=2, norm="ortho"), axes=2).astype(np.complex64)
+    nearest = width // 2 + np.rint((np.arange(size) - size // 2) * width / size).astype(int)
+    mask = kspace.mask[:, np.clip(nearest, 0, width - 1)]
     # transforms leave rounding errors of lines that were not sampled
-    data *= np.expand_dims(mask, 1)
+    data = np.where(np.expand_dims(mask, 1), data, 0)
     note = f"readout oversampling removed: {width} to {size} pixels"
     return replace(kspace, data=np.ascontiguousarray(data), mask=mask, notes=(*kspace.notes, note))

@@ -1,4 +1,4 @@
-"""MATLAB arrays: version 4 to 7 by SciPy, version 7.3 (HDF5) by h5py."""
+"""MATLAB arrays: version 4 by SciPy, 5 to 7 by a strict reader of our own, version 7.3 (HDF5) by h5py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from ...hdf5 import DEFLATE_RATIO, read_numbers
 from .checks import FormatError, check_finite, existing_file, open_hdf5, reading, refusal
 from .kspace import choose_array, find_arrays, member_at, to_axes
+from .matlab5 import read_arrays5
 from .sinogram import Sinogram
 
-__all__ = ["is_matlab73", "matlab_arrays", "read_matlab", "read_matlab_sinogram"]
+__all__ = ["is_matlab5", "is_matlab73", "matlab_arrays", "read_matlab", "read_matlab_sinogram"]
 
 _ITEM_BYTES = {"double": 8, "single": 4, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4,
                "int64": 8, "uint64": 8, "logical": 1}  # fmt: skip
@@ -26,6 +27,12 @@ def is_matlab73(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as MATLAB 7.3 files (HDF5 behind a text block) do."""
     with open(path, "rb") as stream:
         return stream.read(10) == b"MATLAB 7.3"
+
+
+def is_matlab5(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as MATLAB files of version 5 to 7 do."""
+    with open(path, "rb") as stream:
+        return stream.read(10) == b"MATLAB 5.0"
 
 
 def matlab_arrays(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -39,6 +46,8 @@ def matlab_arrays(path: str | os.PathLike[str]) -> dict[str, tuple[tuple[int, ..
         with open_hdf5(file, "a MATLAB file") as opened:
             return {name: (shape[::-1], dtype) for name, (shape, dtype) in find_arrays(opened).items()}
     with reading(path, "a MATLAB file"):
+        if is_matlab5(file):
+            return {array.name: (array.shape, array.kind) for array in read_arrays5(file)}
         return {name: (tuple(shape), kind) for name, shape, kind in scipy.io.whosmat(str(file), appendmat=False)}
 
 
@@ -64,6 +73,10 @@ def read_matlab(path: str | os.PathLike[str], *, dataset: str = "") -> NDArray[A
             "dataset", f"one of the numeric variables {sorted(found)} of {str(path)!r}", repr(dataset) or "none"
         )
     name = dataset or next(iter(found))
+    if is_matlab5(file):
+        with reading(path, "a MATLAB file"):
+            array = next(a for a in read_arrays5(file) if a.name == name).values()
+        return check_finite(array, path)
     shape, kind = found[name]
     declared = int(np.prod(shape, dtype=object)) * _ITEM_BYTES[kind]
     size = file.stat().st_size

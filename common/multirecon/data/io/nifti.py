@@ -45,7 +45,8 @@ def read_nifti(path: str | os.PathLike[str], *, unit: str = "1") -> Volume:
             raise refusal("path", "real values", f"dtype {dtype} in {str(path)!r}")
         if not 2 <= len(shape) <= 4 or 0 in shape:
             raise refusal("path", "two to four axes", f"shape {shape} in {str(path)!r}")
-        check_packed(int(np.prod(shape, dtype=object)) * dtype.itemsize, file, packed=_is_gzip(file))
+        needed = int(np.prod(shape, dtype=object)) * dtype.itemsize + max(int(getattr(loaded.dataobj, "offset", 0)), 0)
+        check_packed(needed, file, packed=_is_gzip(file))
         values = np.asarray(loaded.get_fdata(dtype=np.float32))
         factor = _MILLIMETRES[header.get_xyzt_units()[0]]
         affine = np.diag([factor, factor, factor, 1.0]) @ np.asarray(loaded.affine, np.float64)

@@ -12,7 +12,7 @@ from .checks import refusal
 __all__ = ["axis_of_mass", "axis_of_opposite_views", "estimate_axis"]
 
 Lines = NDArray[np.floating]
-_NEAR = pi / 36  # 5 degrees: how far from opposite two views may be
+_NEAR = pi / 36  # 5 degrees (or 2.5 steps between views): how far from opposite two views may be
 
 
 def estimate_axis(lines: Lines, angles: NDArray[np.float64]) -> float:
@@ -38,7 +38,7 @@ def axis_of_opposite_views(lines: Lines, angles: NDArray[np.float64]) -> float:
     r"""Return the axis column by matching views with the mirror image of those half a turn away.
 
     :math:`p(\theta + \pi, s) = p(\theta, -s)`. A pair that lies :math:`\delta` off half a turn is displaced by an
-    amount linear in :math:`\delta`; a line fitted to all pairs within 5 degrees is read at zero.
+    amount linear in :math:`\delta`; a line fitted to the pairs within 5 degrees is read at zero.
 
     Args:
         lines: line integrals ``(rows, views, bins)``, dimensionless.
@@ -50,7 +50,8 @@ def axis_of_opposite_views(lines: Lines, angles: NDArray[np.float64]) -> float:
     gap = angles[None, :] - angles[:, None]
     off = (gap + pi) % (2 * pi) - pi  # 0 for equal directions
     off = np.where(off > 0, off - pi, off + pi)  # 0 for opposite ones
-    first, second = np.nonzero(np.abs(off) <= _NEAR)
+    near = max(_NEAR, 2.5 * float(np.median(np.abs(np.diff(angles))))) if len(angles) > 1 else _NEAR
+    first, second = np.nonzero(np.abs(off) <= near)
     keep = first < second
     first, second = first[keep], second[keep]
     if not len(first):

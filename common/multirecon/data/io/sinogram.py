@@ -26,7 +26,7 @@ class Sinogram:
         metadata: plain values for provenance.
 
     Raises:
-        ValueError: if shapes disagree or nothing is there.
+        ValueError: if shapes disagree, nothing is there, or values are not finite.
     """
 
     values: NDArray[np.float32]
@@ -39,6 +39,8 @@ class Sinogram:
     def __post_init__(self) -> None:
         if self.values.ndim != 3 or 0 in self.values.shape:
             raise refusal("values", "shape (planes, views, bins)", self.values.shape)
+        if not np.isfinite(self.values).all():
+            raise refusal("values", "finite float32 values", "NaN, Inf or numbers too large")
         if self.angles is not None and self.angles.shape != self.values.shape[1:2]:
             raise refusal("angles", f"{self.values.shape[1]} angles", self.angles.shape)
 
