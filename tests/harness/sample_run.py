@@ -12,7 +12,7 @@ from multirecon.metrics import evaluate_image, evaluate_samples
 from multirecon.space import ImageSpace
 
 METHODS = {"sense": 0.10, "tv": 0.06, "unrolled": 0.04, "sampler": 0.05}  # noise of the result
-SIZE = 48
+SIZE, SHOWN = 48, 4.0  # images are kept for one task, which is enough to look at
 
 
 class SampleTask:
@@ -75,11 +75,13 @@ def _answer(file, folder, task, method, number, noise, anatomy, repeat):
         device="cpu, 1 thread", versions={"torch": "2.14.1", "bundle": "0.1.0"}, metrics=metrics,
     )  # fmt: skip
     file.append(record)
-    save_image(image_file(folder, record), image.numpy())
-    if repeat == 0:
+    if task.value == SHOWN:
+        save_image(image_file(folder, record), image.numpy())
+    if repeat == 0 and task.value == SHOWN:
         save_image(image_file(folder, record, truth=True), truth.numpy())
         save_zoom(folder, record, masks)
         save_regions(folder, record, regions)
+    if repeat == 0:
         save_features(folder, record, image.numpy(), task.space, task.targets)
         save_features(folder, record, truth.numpy(), task.space, task.targets, truth=True)
 
