@@ -36,6 +36,12 @@ def test_examples_are_methods_with_a_content_of_their_own(path, tmp_path):
     assert callable(build_guest(guest.model, tmp_path))
 
 
+def test_the_page_shows_a_guest(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "reconstruct.md").read_text(encoding="utf-8")
+    (tmp_path / "guest.json").write_text(page.partition("```json")[2].partition("```")[0])
+    assert read_guest(tmp_path / "guest.json").name == "deepinv_pnp_median"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
