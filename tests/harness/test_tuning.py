@@ -10,7 +10,7 @@ import torch
 from multirecon import tasks
 from multirecon.__main__ import main
 from multirecon.data import splits
-from multirecon.harness.tuning import REPRESENTATIVE, ValidationData, validation_task
+from multirecon.harness.tuning_data import REPRESENTATIVE, ValidationData, validation_task
 from multirecon.harness.tuning_log import LoggedTrial, TrialLog
 from multirecon.harness.tuning_search import Range, Search, Trial
 from multirecon.tasks import load
@@ -201,7 +201,7 @@ def rows(path):
 
 
 def test_command_finds_the_best_constant(constant, task_file, capsys, monkeypatch):
-    words = ["tune", str(constant), "--tasks", str(task_file), "--trials", "24", "--noprogress"]
+    words = ["tune", str(constant), "--tasks", str(task_file), "--trials", "24", "--noprogress", "--slices", "2"]
     assert main(words) == 0
     assert KIND in capsys.readouterr().out
     content = json.loads((constant / "configs" / "tuning.json").read_text())
@@ -237,7 +237,7 @@ def test_command_finds_the_best_constant(constant, task_file, capsys, monkeypatc
 
 
 def test_run_that_was_killed_goes_on(constant, task_file, tmp_path, monkeypatch):
-    words = ["tune", str(constant), "--tasks", str(task_file), "--trials", "8", "--noprogress", "--slices", "1"]
+    words = ["tune", str(constant), "--tasks", str(task_file), "--trials", "8", "--noprogress"]
     assert main([*words, "--output", str(tmp_path / "whole")]) == 0
     append, count = TrialLog.append, 0
 
@@ -282,7 +282,7 @@ def test_every_kind_gets_the_same_number_of_trials(constant, task_file, tmp_path
     config["acquisition"]["scans"] = load("ct_sparse60_scanner_b").config["acquisition"]["scans"]
     fan = tmp_path / "fan.json"
     fan.write_text(json.dumps(config))
-    words = ["tune", str(constant), "--tasks", f"{task_file},{fan}", "--trials", "4", "--noprogress", "--slices", "1"]
+    words = ["tune", str(constant), "--tasks", f"{task_file},{fan}", "--trials", "4", "--noprogress"]
     assert main(words) == 0
     log = rows(constant / "docs" / "tuning.csv")
     kinds = [row["kind"] for row in log]
@@ -308,7 +308,7 @@ FAULTS = {
         "inference",
         lambda c: c["tuning"]["parameters"].update(level=3.0),
     ),
-    "expected a Tuning under 'tuning'": (
+    "expected a Tuning with a path under 'tuning'": (
         "inference",
         lambda c: c.update(tuning={"_target_": "torch.nn.Identity"}),
     ),
@@ -324,6 +324,29 @@ def test_bad_bundles_are_one_clear_line(constant, task_file, capsys, message):
     assert message in error
     assert error.count("\n") == 1
     assert not (constant / "docs" / "tuning.csv").exists()
+
+
+def test_variant_has_settings_of_its_own(constant, task_file):
+    overlay = {
+        "tuning#parameters": {"level": 0.2, "edge": 1.0},
+        "tuning#path": "$os.path.join(@bundle_root, 'configs', 'tuning_edgy.json')",
+    }
+    (constant / "configs" / "inference_edgy.json").write_text(json.dumps(overlay))
+    changed(
+        constant,
+        "metadata.json",
+        lambda c: c["multirecon"].update(
+            variants={"edgy": "with an edge"},
+            tuning={**c["multirecon"]["tuning"], "edge": {"low": 0, "high": 2, "scale": "linear"}},
+        ),
+    )
+    assert main(["tune", "--folder", str(constant.parent), "--tasks", str(task_file), "--trials", "3"]) == 0
+    plain = json.loads((constant / "configs" / "tuning.json").read_text())
+    edgy = json.loads((constant / "configs" / "tuning_edgy.json").read_text())
+    assert set(plain["settings"][KIND]) == {"level"}
+    assert set(edgy["settings"][KIND]) == {"level", "edge"}
+    assert edgy["bundle"] == f"{constant.name}:edgy"
+    assert rows(constant / "docs" / "tuning_edgy.csv")[0]["settings"] == "level=0.2 edge=1"
 
 
 def test_bad_arguments_are_one_clear_line(constant, task_file, capsys):

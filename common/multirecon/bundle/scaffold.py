@@ -23,7 +23,7 @@ __all__ = ["new"]
 
 FIRST_VERSION = "0.1.0"
 # Measured or generated for the old bundle: numbers, pictures, weights, tuned settings.
-NOT_COPIED = ("models", "eval", "data", "__pycache__", "docs", "tuning.json", "large_files.yml")
+NOT_COPIED = ("models", "eval", "data", "__pycache__", "docs", "tuning*.json", "large_files.yml")
 TEXT = (".json", ".py", ".conf", ".md", ".txt")
 
 

@@ -3,151 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import multirecon
 
-from ..bundle.folder import Bundle
 from ..bundle.guard import root_cause
 from ..bundle.loader import load, load_network
 from ..bundle.package import package_hash
-from ..data.splits import EMBEDDED, split_of
-from ..measurement import Measurement
 from ..metrics.evaluate import HIGHER_IS_BETTER, METRICS, evaluate_image
-from ..reconstruction.tuning import FORMAT, Tuning, block_kind
-from ..tasks import Task
+from ..reconstruction.tuning import FORMAT, Tuning
+from .methods import Method
+from .tuning_data import SPLIT, Case, ValidationData
 from .tuning_log import LoggedTrial, TrialLog
 from .tuning_search import Range, Search, Trial
 from .workspace import write_json
 
-__all__ = ["LOG", "REPRESENTATIVE", "SCORES", "TUNED", "Case", "TunedKind", "ValidationData", "tune", "validation_task"]
+__all__ = ["SCORES", "TunedKind", "tune"]
 
-TUNED, LOG = Path("configs") / "tuning.json", Path("docs") / "tuning.csv"
-SPLIT = "validation"
 SCORES = tuple(sorted((HIGHER_IS_BETTER & set(METRICS)) - {"cnr"}))
-REPRESENTATIVE = (
-    "flair_x4",
-    "flair_x4c",
-    "flair_x4_t1",
-    "flair_x4c_t1",
-    "ct_sparse60",
-    "ct_lowdose",
-    "ct_sparse60_scanner_b",
-    "pet_counts_5",
-    "pet_counts_50",
-    "petct_lowdose",
-    "pet_mr_lowdose",
-    "dect_sparse",
-    "spectralct_lowdose",
-    "materials_lowdose",
-    "petct3d_lowdose",
-)
-"""Tasks that together have every kind of block; those about robustness are left out where a kind has another task."""
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One measurement of a validation sample.
-
-    Args:
-        task: name of the task.
-        sample: id of the sample, ``anatomy/seed/slice``.
-        measurement: the data.
-        truth: the true stack ``(1, C, *shape)``.
-    """
-
-    task: str
-    sample: str
-    measurement: Measurement
-    truth: Tensor
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the data."""
-        return self.measurement.fingerprint()
-
-    @cached_property
-    def kinds(self) -> dict[str, list[str]]:
-        """Kind of block -> its modalities, clean ones left out."""
-        kinds: dict[str, list[str]] = {}
-        for name in self.measurement.available:
-            if name not in self.measurement.clean:
-                kinds.setdefault(block_kind(self.measurement, name), []).append(name)
-        return kinds
-
-
-def validation_task(task: Task, *, slices: int = 2) -> Task:
-    """Return the task with a few slices of the validation anatomies in the place of its evaluation sets.
-
-    On the embedded anatomy, which has validation seeds and no validation anatomy, two seeds are taken.
-
-    Args:
-        task: the task.
-        slices: slices a subject, where the data are slices.
-
-    Raises:
-        ValueError: if a sample would belong to another split.
-    """
-    dataset = {**task.config["dataset"], "split": SPLIT, "seeds": 1}
-    if "depth" not in dataset:
-        dataset["slices"] = slices
-    changed = replace(task, config={**task.config, "dataset": dataset, "sets": {SPLIT: {}}})
-    subjects = _subjects(changed)
-    if subjects == [EMBEDDED]:
-        dataset["seeds"] = 2
-        subjects = _subjects(changed)
-    return changed
-
-
-def _subjects(task: Task) -> list[str]:
-    """Return the anatomies of a validation task.
-
-    Raises:
-        ValueError: if a sample belongs to another split, or to none that is known.
-    """
-    samples: Iterable[tuple[str, int]] = task.samples(SPLIT).samples  # type: ignore[attr-defined]
-    wrong = sorted({f"{a} seed {s}" for a, s in samples if split_of(a, s) != SPLIT})
-    if wrong:
-        raise ValueError(f"task {task.name!r}: expected samples of the split {SPLIT!r} only, got {', '.join(wrong)}")
-    return list(dict.fromkeys(anatomy for anatomy, _ in samples))
-
-
-class ValidationData:
-    """Measurements of validation samples, simulated once and used in every trial of every bundle.
-
-    Args:
-        tasks: the tasks; only their validation samples are ever made, see :func:`validation_task`.
-        slices: slices a subject.
-
-    Raises:
-        ValueError: if there is no task, or a task has samples of another split.
-    """
-
-    def __init__(self, tasks: Sequence[Task], *, slices: int = 2) -> None:
-        if not tasks or slices < 1:
-            raise ValueError(f"tasks, slices: expected at least one of each, got {len(tasks)} and {slices}")
-        self.tasks = {task.name: validation_task(task, slices=slices) for task in tasks}
-        self._cases: dict[str, list[Case]] = {}
-
-    def cases(self, name: str) -> list[Case]:
-        """Return the measurements of a task."""
-        if name not in self._cases:
-            task = self.tasks[name]
-            samples = task.samples(SPLIT)
-            items = [samples[index] for index in range(len(samples))]
-            self._cases[name] = [Case(name, str(item["id"]), *task.measure(item)) for item in items]
-        return self._cases[name]
+TASKS_A_KIND = 3
 
 
 @dataclass(frozen=True)
@@ -189,50 +74,58 @@ class TunedKind:
         return f"{self.kind:44} {self.trials[0].score:8.3f} -> {self.best.score:8.3f}  {settings}{edge}"
 
 
-class TunableBundle:
-    """A bundle in this process, with its tuning at hand.
+class TunableMethod:
+    """A bundle, or a variant of one, in this process, with its tuning at hand.
 
     Args:
-        bundle: the bundle; its metadata state the ranges in ``multirecon.tuning``.
+        method: the method; the metadata of its bundle state the ranges in ``multirecon.tuning``.
         device: device of the network; by default the bundle's own choice.
 
     Raises:
-        ValueError: if it states no ranges, or they are not those of the ``tuning`` in its ``inference.json``.
+        ValueError: if it states no range of a setting that the ``tuning`` in its config has, or of one that has none.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str | None = None) -> None:
-        self.bundle = bundle
-        entries = bundle.metadata.get("multirecon", {}).get("tuning", {})
+    def __init__(self, method: Method, *, device: str | None = None) -> None:
+        self.method, self.name = method, method.name
+        entries = method.bundle.metadata.get("multirecon", {}).get("tuning", {})
         if not entries:
-            raise ValueError(f"bundle {bundle.name!r}: expected ranges in multirecon.tuning of metadata.json, got none")
+            raise ValueError(f"bundle {self.name!r}: expected ranges in multirecon.tuning of metadata.json, got none")
         try:
-            self.ranges = {name: Range.of(entry) for name, entry in entries.items()}
+            ranges = {name: Range.of(entry) for name, entry in entries.items()}
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"bundle {bundle.name!r}: multirecon.tuning: {error}") from None
+            raise ValueError(f"bundle {self.name!r}: multirecon.tuning: {error}") from None
         override: dict[str, Any] = {"device": f"$torch.device({device!r})"} if device else {}
         try:
-            workflow = load(bundle, **override)
+            workflow = load(method.bundle, method.variant or None, **override)
             tuning = workflow.parser.get_parsed_content("tuning") if "tuning" in workflow.parser else None
         except RuntimeError as error:  # MONAI wraps what a constructor raised
-            raise ValueError(f"bundle {bundle.name!r}: {root_cause(error)}") from error
-        if not isinstance(tuning, Tuning):
-            raise ValueError(f"bundle {bundle.name!r}: expected a Tuning under 'tuning' in inference.json, got "
-                             f"{type(tuning).__name__}")  # fmt: skip
-        unknown = sorted(set(self.ranges) - set(tuning.parameters))
-        if unknown:
-            raise ValueError(f"bundle {bundle.name!r}: multirecon.tuning: expected some of {sorted(tuning.parameters)},"
-                             f" got {unknown}")  # fmt: skip
-        self.tuning = tuning
+            raise ValueError(f"bundle {self.name!r}: {root_cause(error)}") from error
+        if not isinstance(tuning, Tuning) or tuning.path is None:
+            raise ValueError(f"bundle {self.name!r}: expected a Tuning with a path under 'tuning' in inference.json, "
+                             f"got {type(tuning).__name__}")  # fmt: skip
+        self.ranges = {name: r for name, r in ranges.items() if name in tuning.parameters}
+        unknown = sorted(set(ranges) - set(tuning.parameters))
+        if not self.ranges or (unknown and not method.bundle.variants):  # variants may have settings of their own
+            raise ValueError(f"bundle {self.name!r}: multirecon.tuning: expected some of {sorted(tuning.parameters)}, "
+                             f"got {unknown}")  # fmt: skip
+        self.tuning, self.path = tuning, tuning.path
         self.default = {name: tuning.parameters[name] for name in self.ranges}
         self.inferer = workflow.inferer
-        self.network = load_network(workflow, bundle=bundle)
+        self.network = load_network(workflow, bundle=method.bundle)
+
+    def places(self, output: Path | None) -> tuple[Path, Path]:
+        """Return the settings file and the log, in the bundle or below another folder."""
+        if output is None:
+            return self.path, self.method.root / "docs" / f"{self.path.stem}.csv"
+        folder = output / self.method.bundle.name
+        return folder / self.path.name, folder / f"{self.path.stem}.csv"
 
     @cached_property
     def content(self) -> str:
-        """SHA-256 of configs (tuned settings apart), code and weights."""
-        root, digest = self.bundle.root, hashlib.sha256()
-        files = [*root.glob("configs/*"), *root.rglob("*.py"), *root.glob("models/*.pt")]
-        for path in sorted(p for p in files if p.is_file() and p != root / TUNED):
+        """SHA-256 of what the images depend on besides the settings: inference configs, code and weights."""
+        root, digest = self.method.root, hashlib.sha256()
+        files = [*self.method.config_files, *sorted(root.rglob("*.py")), *sorted(root.glob("models/*.pt"))]
+        for path in files:
             digest.update(f"{path.relative_to(root).as_posix()}|{path.stat().st_size}|".encode() + path.read_bytes())
         return digest.hexdigest()
 
@@ -258,7 +151,7 @@ class TunableBundle:
 
 
 def tune(
-    bundles: Sequence[Bundle],
+    methods: Sequence[Method],
     data: ValidationData,
     *,
     trials: int = 24,
@@ -267,52 +160,51 @@ def tune(
     output: Path | None = None,
     device: str | None = None,
     progress: bool = True,
-) -> Iterator[tuple[Bundle, Path, list[TunedKind]]]:
-    """Tune bundles one after another; yields each with its new settings file.
+) -> Iterator[tuple[Method, Path, list[TunedKind]]]:
+    """Tune methods one after another; yields each with its new settings file.
 
-    Every kind of block in the tasks that a bundle takes gets ``trials`` trials, see
+    Every kind of block in the tasks that a method takes gets ``trials`` trials on the first three of those tasks, see
     :class:`~multirecon.harness.tuning_search.Search`. Trials in the log are not run again, as long as bundle, data and
     design are those of the log.
 
     Args:
-        bundles: the bundles.
+        methods: bundles and variants.
         data: the validation measurements.
         trials: trials a kind.
         metric: one of :data:`SCORES`.
         seed: of the design.
-        output: folder for ``NAME/tuning.json`` and ``NAME/tuning.csv``; by default they are written into the bundle.
+        output: folder for ``BUNDLE/tuning.json`` and ``BUNDLE/tuning.csv``; by default the settings go where the method
+            reads them, and the log into the folder ``docs`` of the bundle.
         device: device of the networks; by default the bundles' own choice.
         progress: show a progress bar.
 
     Raises:
-        ValueError: on an unknown metric, a bundle without ranges, one that takes none of the tasks, or one whose every
+        ValueError: on an unknown metric, a method without ranges, one that takes none of the tasks, or one whose every
             trial fails.
     """
     if metric not in SCORES:
         raise ValueError(f"metric: expected one of {SCORES}, got {metric!r}")
-    ready = [TunableBundle(bundle, device=device) for bundle in bundles]
+    ready = [TunableMethod(method, device=device) for method in methods]
     for method in ready:
         Search(method.ranges, method.default, trials=trials, seed=seed)  # bad ranges end the run before it begins
     for method in ready:
-        file, log = _places(method.bundle, output)
+        file, log = method.places(output)
         plan = _plan(method, data)
         if not plan:
-            raise ValueError(
-                f"bundle {method.bundle.name!r}: expected a task with data it takes, got {list(data.tasks)}"
-            )
+            raise ValueError(f"bundle {method.name!r}: expected a task with data it takes, got {list(data.tasks)}")
         before = _previous(method.tuning, file)
         settings = {k: v for k, v in before.get("settings", {}).items() if k not in plan}
         tuned = []
         with tqdm(total=trials * len(plan), unit="trial", disable=not progress or None) as bar:
             for kind, cases in plan.items():
-                bar.set_description(f"{method.bundle.name} {kind}")
+                bar.set_description(f"{method.name} {kind}")
                 tuned.append(_tune_kind(method, kind, cases, settings, TrialLog(log), bar, trials, metric, seed))
                 settings[kind] = dict(tuned[-1].best.settings)
         kinds = {k: v for k, v in before.get("kinds", {}).items() if k in settings}
         content = {
             "format": FORMAT,
-            "bundle": method.bundle.name,
-            "version": method.bundle.version,
+            "bundle": method.name,
+            "version": method.method.bundle.version,
             "multirecon": f"{multirecon.__version__} ({package_hash()[:12]})",
             "split": SPLIT,
             "metric": metric,
@@ -322,22 +214,22 @@ def tune(
             "kinds": {**kinds, **{k.kind: k.record() for k in tuned}},
         }
         write_json(file, content)
-        yield method.bundle, file, tuned
+        yield method.method, file, tuned
 
 
-def _plan(method: TunableBundle, data: ValidationData) -> dict[str, list[Case]]:
-    """Return the cases of every kind of block, in the order of the tasks."""
-    plan: dict[str, list[Case]] = {}
+def _plan(method: TunableMethod, data: ValidationData) -> dict[str, list[Case]]:
+    """Return the cases of every kind of block, those of the first few tasks that have it."""
+    plan: dict[str, list[list[Case]]] = {}
     for name in data.tasks:
         cases = data.cases(name)
         if method.takes(cases[0]):
             for kind in cases[0].kinds:
-                plan.setdefault(kind, []).extend(cases)
-    return plan
+                plan.setdefault(kind, []).append(cases)
+    return {kind: list(itertools.chain(*tasks[:TASKS_A_KIND])) for kind, tasks in plan.items()}
 
 
 def _tune_kind(
-    method: TunableBundle,
+    method: TunableMethod,
     kind: str,
     cases: Sequence[Case],
     settings: Mapping[str, Mapping[str, float]],
@@ -355,6 +247,7 @@ def _tune_kind(
         "trials": trials,
         "seed": seed,
         "bundle": method.content,
+        "ranges": {name: [r.low, r.high, r.scale] for name, r in method.ranges.items()},
         "data": [(case.task, case.sample, case.fingerprint) for case in cases],
         "others": others,
     }
@@ -371,17 +264,10 @@ def _tune_kind(
         bar.update()
     best = max(history, key=lambda t: t.score)
     if not math.isfinite(best.score):
-        raise ValueError(f"bundle {method.bundle.name!r}: expected a result for {kind}, got none in {trials} trials")
+        raise ValueError(f"bundle {method.name!r}: expected a result for {kind}, got none in {trials} trials")
     edges = [n for n, r in method.ranges.items() if best.settings[n] in (r.low, r.high)]
     tasks = list(dict.fromkeys(case.task for case in cases))
     return TunedKind(kind, tasks, sorted({case.sample for case in cases}), history, best, edges)
-
-
-def _places(bundle: Bundle, output: Path | None) -> tuple[Path, Path]:
-    """Return the settings file and the log of a bundle."""
-    if output is None:
-        return bundle.root / TUNED, bundle.root / LOG
-    return output / bundle.name / TUNED.name, output / bundle.name / LOG.name
 
 
 def _previous(tuning: Tuning, file: Path) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class PenalisedLeastSquares(Reconstructor):
         *,
         tuning: Tuning | None = None,
         max_iterations: int = 100,
-        tolerance: float = 1e-4,
+        tolerance: float = 1e-5,
         source: ImageSource | None = None,
     ) -> None:
         super().__init__(source=source)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..measurement import Measurement
 from ..operators.base import ComposedOperator, LinearOperator, ScaledOperator
+from ..operators.projector_stack import SliceStack
 
 __all__ = ["FORMAT", "GUIDE", "Tuning", "block_kind"]
 
@@ -26,7 +27,7 @@ _KIND = re.compile(r"[a-z0-9_]+/[a-z0-9_]+(\+guide)?")
 def block_kind(measurement: Measurement, name: str) -> str:
     """Return the kind of a block, ``"<operator kind>/<likelihood kind>"``, with ``"+guide"`` beside a clean modality.
 
-    Of a product the factor that makes the data counts, of a scaled operator the operator itself.
+    Of a product the factor that makes the data counts, of a scaled operator or a stack of slices the operator itself.
 
     Args:
         measurement: the measurement.
@@ -49,7 +50,7 @@ def block_kind(measurement: Measurement, name: str) -> str:
         'diagonal/gaussian'
     """
     operator: LinearOperator = measurement.operator[name]
-    while isinstance(operator, ComposedOperator | ScaledOperator):
+    while isinstance(operator, ComposedOperator | ScaledOperator | SliceStack):
         operator = operator.factor_list[0] if isinstance(operator, ComposedOperator) else operator.operator
     guided = any(other != name for other in measurement.clean)
     return f"{operator.kind}/{measurement.likelihood[name].kind}{GUIDE if guided else ''}"

@@ -13,6 +13,7 @@ from multirecon.bundle.scaffold import new
 def test_new_bundle_is_complete_and_its_own(copy_of_tiny, tmp_path):
     like = copy_of_tiny()
     (like.configs / "tuning.json").write_text("{}")
+    (like.configs / "tuning_fast.json").write_text("{}")
     path = new("other_mr", like="tiny_mr", root=like.root.parent, authors="Ada")
     bundle = Bundle(path)
     assert path == like.root.parent / "other_mr"
@@ -22,7 +23,7 @@ def test_new_bundle_is_complete_and_its_own(copy_of_tiny, tmp_path):
     assert metadata["changelog"] == {"0.1.0": "started from tiny_mr 0.1.0"}
     assert metadata["multirecon"]["weights"]["source"] == "initialised"
     assert (path / "other_mr.py").is_file()
-    assert not (path / "configs" / "tuning.json").exists()
+    assert not list((path / "configs").glob("tuning*"))
     texts = [p.read_text() for p in path.rglob("*") if p.suffix in (".json", ".py")]
     assert [t for t in texts if "tiny_mr" in t.replace("started from tiny_mr", "")] == []
     assert weights_hash(read_weights(bundle.weights)) != weights_hash(read_weights(like.weights))

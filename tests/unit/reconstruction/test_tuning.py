@@ -10,6 +10,7 @@ from multirecon.likelihoods import BlockLikelihood, Gaussian, Poisson
 from multirecon.measurement import Measurement
 from multirecon.operators import BlockDiagonal, Diagonal, Identity
 from multirecon.operators.base import ScaledOperator
+from multirecon.operators.projector_stack import SliceStack
 from multirecon.reconstruction import Tuning, block_kind
 from multirecon.space import ImageSpace
 
@@ -59,6 +60,14 @@ def test_kind_says_operator_likelihood_and_guide():
     assert block_kind(measured(scaled=True), "pet_fdg") == KIND
     with pytest.raises(ValueError, match="block: expected one of"):
         block_kind(measured(), "ct")
+
+
+def test_kind_of_a_stack_of_slices_is_that_of_its_slices():
+    operator = SliceStack(Diagonal(torch.ones(3, 4, 4), shape=(3, 4, 4)), slices=3)
+    space = ImageSpace(["ct"], (4, 4, 3), (1.0, 1.0, 1.0))
+    y = Blocks({"ct": torch.ones(1, *operator.range_shape)})
+    m = Measurement(y, BlockDiagonal(space, {"ct": operator}), BlockLikelihood({"ct": Gaussian(1.0)}))
+    assert block_kind(m, "ct") == "diagonal/gaussian"
 
 
 def test_settings_of_a_block(tmp_path):
