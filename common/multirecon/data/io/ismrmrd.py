@@ -66,36 +66,36 @@ def read_ismrmrd(
             raise refusal("path", "a Cartesian trajectory", f"{encoding.trajectory!r} in {str(path)!r}")
         dataset = member(group, "data")
         heads, lines = _acquisitions(dataset, path)
-    kept = [i for i, head in enumerate(heads) if not _flagged(head, *_NOT_IMAGING)]
-    if not kept:
-        raise refusal("path", "imaging acquisitions", f"none among {len(heads)} in {str(path)!r}")
-    frames = sorted({_frame(heads[i]) for i in kept})
-    if not 0 <= frame < len(frames):
-        raise refusal("frame", f"0 to {len(frames) - 1} (contrast, phase, repetition, set of {frames[:8]})", frame)
-    kept = [i for i in kept if _frame(heads[i]) == frames[frame]]
-    present = sorted({int(heads[i]["idx"]["slice"]) for i in kept})
-    wanted = present if slices is None else list(slices)
-    if not wanted or set(wanted) - set(present):
-        raise refusal("slices", f"some of {present}", wanted)
-    notes: list[str] = []
-    data, mask = _sort(heads, lines, kept, wanted, encoding, path)
-    noise = [lines[i] for i, head in enumerate(heads) if _flagged(head, _NOISE)]
-    if noise and whiten:
-        data = _whitened(data, noise, path)
-        notes.append(f"coils decorrelated by {len(noise)} noise lines")
-    if len(frames) > 1:
-        notes.append(f"frame {frame} of {len(frames)}: contrast, phase, repetition, set {frames[frame]}")
-    affines = _affines([next(heads[i] for i in kept if heads[i]["idx"]["slice"] == s) for s in wanted], encoding)
-    if affines is None:
-        notes.append("no orientation in the acquisitions: the affine is the centred one")
-    if encoding.matrix[2] == 1:
-        data, mask = data[..., 0], mask[..., 0]
-    spacing = encoding.pixel_mm[: data.ndim - 2]
-    facts = {"source": os.path.basename(path), "format": "ismrmrd", "slices": wanted, **encoding.metadata}
-    kspace = KSpace(data, mask, spacing, affines, tuple(notes), facts)
-    if not crop or encoding.readout_size == encoding.matrix[0]:
-        return kspace
-    return _cropped(kspace, encoding.readout_size)
+        kept = [i for i, head in enumerate(heads) if not _flagged(head, *_NOT_IMAGING)]
+        if not kept:
+            raise refusal("path", "imaging acquisitions", f"none among {len(heads)} in {str(path)!r}")
+        frames = sorted({_frame(heads[i]) for i in kept})
+        if not 0 <= frame < len(frames):
+            raise refusal("frame", f"0 to {len(frames) - 1} (contrast, phase, repetition, set of {frames[:8]})", frame)
+        kept = [i for i in kept if _frame(heads[i]) == frames[frame]]
+        present = sorted({int(heads[i]["idx"]["slice"]) for i in kept})
+        wanted = present if slices is None else list(slices)
+        if not wanted or set(wanted) - set(present):
+            raise refusal("slices", f"some of {present}", wanted)
+        notes: list[str] = []
+        data, mask = _sort(heads, lines, kept, wanted, encoding, path)
+        noise = [lines[i] for i, head in enumerate(heads) if _flagged(head, _NOISE)]
+        if noise and whiten:
+            data = _whitened(data, noise, path)
+            notes.append(f"coils decorrelated by {len(noise)} noise lines")
+        if len(frames) > 1:
+            notes.append(f"frame {frame} of {len(frames)}: contrast, phase, repetition, set {frames[frame]}")
+        affines = _affines([next(heads[i] for i in kept if heads[i]["idx"]["slice"] == s) for s in wanted], encoding)
+        if affines is None:
+            notes.append("no orientation in the acquisitions: the affine is the centred one")
+        if encoding.matrix[2] == 1:
+            data, mask = data[..., 0], mask[..., 0]
+        spacing = encoding.pixel_mm[: data.ndim - 2]
+        facts = {"source": os.path.basename(path), "format": "ismrmrd", "slices": wanted, **encoding.metadata}
+        kspace = KSpace(data, mask, spacing, affines, tuple(notes), facts)
+        if not crop or encoding.readout_size == encoding.matrix[0]:
+            return kspace
+        return _cropped(kspace, encoding.readout_size)
 
 
 def _xml(dataset: Any, path: str | os.PathLike[str]) -> bytes | str:

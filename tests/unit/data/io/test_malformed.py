@@ -140,6 +140,12 @@ def _few(coils=(4, 4), samples=raw.NX):
     return [raw.acquisition(np.ones((c, samples), np.complex64), y) for y, c in enumerate(coils)]
 
 
+def _renamed(path):
+    """Damage the name of a field in the type of the acquisitions."""
+    path.write_bytes(path.read_bytes().replace(b"kspace_encode_step_2", b"kspace_encode_step_9"))
+    return path
+
+
 def _nan_lines():
     lines = _few()
     lines[0].data[0, 0] = np.nan
@@ -286,6 +292,7 @@ CASES = {
         "lines within the encoded matrix",
     ),
     "ismrmrd nan": (io.read_ismrmrd, lambda d: raw.ismrmrd_file(d, acquisitions=_nan_lines()), "NaN or Inf"),
+    "ismrmrd fields": (io.read_ismrmrd, lambda d: _renamed(raw.ismrmrd_file(d, acquisitions=_few())), "got damage"),
     "ismrmrd noise only": (
         io.read_ismrmrd,
         lambda d: raw.ismrmrd_file(d, acquisitions=raw.standard_lines(slices=0)),
