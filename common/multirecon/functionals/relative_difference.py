@@ -81,9 +81,8 @@ class RelativeDifference(Functional):
             below = a + b + self.gamma * size + self.eps
             factor = 2 * self._pair_weight(index, offset, x) * difference / below**2
             # d/da of d^2 / (a + b + gamma |d| + eps), and the same for b with the sign of d reversed
-            near, far = _pair(result, offset)
-            near += factor * (2 * below - difference - self.gamma * size)
-            far -= factor * (2 * below + difference - self.gamma * size)
+            _pair(result, offset)[0].add_(factor * (2 * below - difference - self.gamma * size))
+            _pair(result, offset)[1].sub_(factor * (2 * below + difference - self.gamma * size))
         return self._scaled(1.0, x) * result
 
     def curvature(self, x: Tensor) -> Tensor:
@@ -93,10 +92,9 @@ class RelativeDifference(Functional):
             a, b = _pair(x, offset)
             below = (a + b + self.gamma * (a - b).abs() + self.eps) ** 3
             factor = 2 * self._pair_weight(index, offset, x) * 2 / below
-            near, far = _pair(result, offset)
             own, other = 2 * b + self.eps, 2 * a + self.eps
-            near += factor * (own**2 + own * other)
-            far += factor * (other**2 + own * other)
+            _pair(result, offset)[0].add_(factor * (own**2 + own * other))
+            _pair(result, offset)[1].add_(factor * (other**2 + own * other))
         return self._scaled(1.0, x) * result
 
     def _pair_weight(self, index: int, offset: Offset, x: Tensor) -> Tensor | float:

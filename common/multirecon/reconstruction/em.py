@@ -35,6 +35,11 @@ HUBER = 1e-2
 """Gradient, relative to the modality's scale per voxel, below which parallel level sets are quadratic."""
 
 Guidance = Literal["none", "level_sets", "bowsher"]
+SETTINGS = {
+    "none": ("weight", "gamma", "smoothness"),
+    "level_sets": ("weight", "edge", "smoothness"),
+    "bowsher": ("weight", "gamma", "share", "smoothness"),
+}
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,14 @@ class _Emission(Reconstructor):
         source: how an image stack becomes a Measurement.
     """
 
+    settings: tuple[str, ...] = ("smoothness",)
+
     def __init__(self, *, tuning: Tuning, subsets: int = 6, source: ImageSource | None = None) -> None:
         super().__init__(source=source)
         if subsets < 1:
             raise ValueError(f"subsets: expected >= 1, got {subsets}")
+        if not set(self.settings) <= set(tuning.parameters):
+            raise ValueError(f"tuning: expected the settings {sorted(self.settings)}, got {sorted(tuning.parameters)}")
         self.tuning = tuning
         self.subsets = subsets
 
@@ -162,6 +171,7 @@ class OSEM(_Emission):
     """
 
     capability = EmissionCapability()
+    settings = ("iterations", "fwhm_mm", "smoothness")
 
     def emission(
         self,
@@ -233,9 +243,10 @@ class PenalisedLikelihood(_Emission):
         decay: float = 0.1,
         source: ImageSource | None = None,
     ) -> None:
+        if guidance not in SETTINGS:
+            raise ValueError(f"guidance: expected one of {sorted(SETTINGS)}, got {guidance!r}")
+        self.settings = SETTINGS[guidance]
         super().__init__(tuning=tuning, subsets=subsets, source=source)
-        if guidance not in ("none", "level_sets", "bowsher"):
-            raise ValueError(f"guidance: expected 'none', 'level_sets' or 'bowsher', got {guidance!r}")
         if warm_start < 1 or iterations < 1 or not decay > 0:
             raise ValueError("warm_start, iterations, decay: expected >= 1, >= 1 and > 0, "
                              f"got {warm_start}, {iterations} and {decay}")  # fmt: skip

@@ -211,7 +211,13 @@ def test_refusals_name_the_block_and_what_is_wrong():
                         BlockLikelihood({"t1": Gaussian(0.0)}))  # fmt: skip
     with pytest.raises(ValueError, match="at least one with an operator of"):
         osem()(clean)
-    for make in (lambda: osem(subsets=0), lambda: penalised("photograph"), lambda: penalised(passes=0)):
+    lacking = Tuning({"weight": 1.0, "smoothness": 60.0})
+    for make in (
+        lambda: PenalisedLikelihood(tuning=lacking),
+        lambda: osem(subsets=0),
+        lambda: penalised("photograph"),
+        lambda: penalised(passes=0),
+    ):
         with pytest.raises(ValueError, match="expected"):
             make()
     with pytest.raises(ValueError, match="network: expected GaussianSmoothing"):
