@@ -99,10 +99,12 @@ def test_names_cannot_inject(tmp_path):
     page = Page(html)
     assert "script" not in page.tags
     assert "<script" not in html.lower()
+    assert "\u202e" not in html  # it would turn what follows a name around
     assert all(s.startswith(("data:", "#")) for s in page.sources)
     assert page.tags.count("img") > 3
     markdown = files["markdown"].read_text()
     assert "<script" not in markdown
+    assert "\u202e" not in markdown
     assert "[a](" not in markdown.replace("\\[a\\](", "")
     tables = re.findall(r"(?:^\|.*\n)+", markdown, re.M)
     assert len(tables) > 1

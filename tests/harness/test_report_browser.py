@@ -100,6 +100,7 @@ def test_names_are_text(opened):
     page, _, _ = opened
     assert page.locator("script").count() == 0
     assert page.get_by_text("<script>alert(1)</script>").count() > 3
+    assert "\u202e" not in page.content()
     assert page.locator("section h2", has_text="disc_x4").is_visible()
 
 
@@ -114,8 +115,11 @@ def test_dark_text_on_a_light_page(opened):
 
 def test_it_prints_with_everything_open(opened):
     page, _, _ = opened
+    closed = page.locator("details:not([open]) table").first
+    assert not closed.is_visible()
     page.emulate_media(media="print")
     try:
+        assert closed.is_visible()
         assert page.locator("nav").first.is_hidden()
         assert all(e.evaluate("e => getComputedStyle(e).overflow") == "visible" for e in page.locator(".scroll").all())
         assert len(page.pdf()) > 50_000

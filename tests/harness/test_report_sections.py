@@ -136,7 +136,7 @@ def test_likeness_of_sets_ranks_the_noisiest_last(run, selection, files):
 
 
 def test_features_are_kept_and_joined(run, selection, tmp_path):
-    record = next(r for r in selection.records if r.status == OK and r.repeat == 0)
+    record = next(r for r in selection.records if r.task == "disc_x4" and r.status == OK and r.repeat == 0)
     held = load_features([run], record)["t1"]
     assert held.shape == (1, 64)
     merge_folders([run], tmp_path / "all")

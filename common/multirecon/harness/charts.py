@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from .ensembles import EnsembleRow
 from .leaderboard import Board, Column
 from .statistics import Interval
 from .sweeps import Sweep
+from .tables import visible
 
 __all__ = ["cost_chart", "ensemble_chart", "plain_text", "sweep_chart"]
 
@@ -140,13 +140,8 @@ def ensemble_chart(rows: Sequence[EnsembleRow], order: Sequence[str]) -> bytes |
 
 
 def plain_text(text: str) -> str:
-    r"""Return text of one line without characters that control the layout or that XML has no place for.
-
-    Example:
-        >>> plain_text("a\x00b\u202ec")
-        'a�b�c'
-    """
-    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Cn", "Co") else c for c in text)[:80]
+    """Return text that a drawing can show: visible, and not longer than 80 characters."""
+    return visible(text)[:80]
 
 
 def _look(method: str, order: Sequence[str]) -> tuple[str, str]:

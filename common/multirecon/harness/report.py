@@ -27,6 +27,7 @@ from .tables import (
     populations_csv,
     records_csv,
     sweeps_csv,
+    visible,
 )
 from .task_notes import TaskInfo, read_tasks
 from .workspace import RECORDS, write_text
@@ -143,6 +144,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters |= {
         "md": escape_markdown,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "records_csv",
     "sweeps_csv",
     "verdict",
+    "visible",
 ]
 
 DECIMALS = {
@@ -234,9 +236,20 @@ def _csv(rows: Iterable[Sequence[Any]]) -> str:
     return stream.getvalue()
 
 
+def visible(text: str) -> str:
+    r"""Return the text with U+FFFD for what steers the layout (right-to-left marks, say) or has no place in XML.
+
+    Example:
+        >>> visible("a\x00b\u202ec")
+        'a�b�c'
+    """
+    hidden = ("Cc", "Cf", "Cs", "Cn", "Co")
+    return "".join("\ufffd" if c not in "\n\t" and unicodedata.category(c) in hidden else c for c in text)
+
+
 def escape_markdown(text: str) -> str:
     """Return text that Markdown shows as it is, and that opens no HTML."""
-    plain = " ".join(str(text).split())
+    plain = " ".join(visible(str(text)).split())
     for character in "\\`*_[]|":
         plain = plain.replace(character, "\\" + character)
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
