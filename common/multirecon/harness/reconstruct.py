@@ -65,6 +65,7 @@ def reconstruct_file(
     """
     if not timeout > 0:
         raise ValueError(f"timeout: expected > 0, got {timeout}")
+    shown, output = output, output.absolute()  # the worker has a working directory of its own
     measurement = Measurement.load(file)
     if method == "auto":
         methods = select_methods((), folder or None)
@@ -86,7 +87,7 @@ def reconstruct_file(
         written = _publish(work / "images", output)
     path = output / f"{file.stem}.json"
     write_json(path, _provenance(file, measurement, chosen, answer, written, lines, seed=seed))
-    print(f"written     {', '.join(p.name for p in [*written, path])} in {output}")
+    print(f"written     {', '.join(p.name for p in [*written, path])} in {shown}")
     return lines
 
 
