@@ -8,7 +8,7 @@ PYTHON ?=
 export VENV OUT PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint format slow gpu peers clean
+.PHONY: help venv demo test lint format slow gpu peers browser clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,10 @@ gpu: venv ## the tests that need a CUDA device
 peers: ## comparisons with ASTRA, sigpy and scikit-image (adds them to the environment)
 	@EXTRAS=dev,data,io,interop,peers bash ci/venv.sh
 	@PYTEST_ADDOPTS="-m peers" bash ci/check.sh pytest
+
+browser: ## the report in headless Chromium (adds playwright to the environment; Chromium has to be there)
+	@EXTRAS=dev,data,io,interop,browser bash ci/venv.sh
+	@PYTEST_ADDOPTS="-m browser" bash ci/check.sh pytest
 
 clean: ## remove results and caches inside the checkout (not the environment)
 	rm -rf output build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
