@@ -24,6 +24,7 @@ from multirecon.harness.side_files import encode, load_features, load_regions, s
 from multirecon.harness.sweeps import find_sweeps, read_points
 from multirecon.harness.tables import best, column_label, direction
 from multirecon.harness.task_notes import read_tasks
+from multirecon.harness.workspace import save_zoom, zoom_of
 from multirecon.space import ImageSpace, Modality
 
 PSNR = ("t1", "psnr")
@@ -214,3 +215,14 @@ def test_a_sampler_is_judged_by_the_samples_it_draws(selection):
     assert "coverage95" not in drawn[0].metrics["t1"]  # nine samples cannot support it
     assert drawn[0].metrics["t1"]["crps@brain"] < 0.1
     assert torch.tensor([r.metrics["t1"]["crps"] for r in drawn]).isfinite().all()
+
+
+def test_the_zoom_is_on_the_largest_lesion(tmp_path, selection):
+    record, mask = selection.records[0], torch.zeros(48, 48, dtype=torch.bool)
+    mask[2:4, 2:4] = mask[30:36, 20:25] = True
+    save_zoom(tmp_path, record, {"lesion": mask, "brain": torch.ones(48, 48, dtype=torch.bool)})
+    assert zoom_of([tmp_path], record) == (26, 40, 16, 29)
+    corner = torch.zeros(48, 48, dtype=torch.bool)
+    corner[0, 47] = True
+    save_zoom(tmp_path, record, {"pet_lesion": corner})
+    assert zoom_of([tmp_path], record) == (0, 5, 43, 48)

@@ -69,7 +69,7 @@ def pictures(board: Board, records: Sequence[Record], info: TaskInfo, sources: S
                 f"{-reporting.error:g} (blue) to {reporting.error:g}{unit} (red)"
             )
             if zoom:
-                text += "; below, the lesions in the box"
+                text += "; below, the largest lesion, boxed in the truth"
             found.append(Picture(panel_figure(panel), text))
             trust = trust_figure(trust_slices(sources, rows, info.space, target))
             if trust:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 try:
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 RECORDS, IMAGES, TASKS, SAMPLES, WORK = "records.jsonl", "images", "tasks", "samples", ".work"
+KEPT = (IMAGES, TASKS, SAMPLES, "features")
 
 
 @contextmanager
@@ -54,6 +56,10 @@ def work_folder(output: Path) -> Iterator[Path]:
     with _locked(parent / ".lock"):
         for left in parent.glob("run-*") if fcntl is not None else ():
             _remove_abandoned(left)
+        if fcntl is not None and not any(parent.glob("run-*")):  # nobody is writing: drafts are leftovers too
+            for kept in KEPT:
+                for draft in (output / kept).rglob(".part-*"):
+                    draft.unlink(missing_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
         if fcntl is not None:
@@ -130,17 +136,21 @@ def load_image(path: Path) -> np.ndarray | None:
     """Return the stack of a file, or ``None`` where there is none that can be read."""
     try:
         stack: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return stack
 
 
 def save_zoom(output: Path, record: Record, regions: Mapping[str, Tensor], *, margin: int = 4) -> None:
-    """Keep the box around the lesions of a 2D sample, where it has any, beside its truth."""
+    """Keep the box around the largest lesion of a 2D sample, where it has any, beside its truth.
+
+    Lesions are scattered over a head: a box around all of them would show nothing larger.
+    """
     masks = [m for name, m in regions.items() if "lesion" in name and m.ndim == 2 and bool(m.any())]
     if not masks:
         return
-    inside = torch.stack(masks).any(0).nonzero()
+    parts, _ = ndimage.label(torch.stack(masks).any(0).numpy(), structure=np.ones((3, 3)))
+    inside = torch.from_numpy(parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1).nonzero()
     low = (inside.min(0).values - margin).clamp_min(0).tolist()
     high = (inside.max(0).values + margin + 1).tolist()
     box = [low[0], min(high[0], masks[0].shape[0]), low[1], min(high[1], masks[0].shape[1])]
