@@ -39,7 +39,7 @@ SIZE = (4.6, 3.1)
 
 
 def cost_chart(board: Board, column: Column, label: str, order: Sequence[str]) -> bytes | None:
-    """Return a metric against median seconds and against peak memory, side by side; ``None`` without costs.
+    """Return a metric against median seconds and against peak memory, side by side; ``None`` with fewer than two points.
 
     Args:
         board: the task.
@@ -52,7 +52,7 @@ def cost_chart(board: Board, column: Column, label: str, order: Sequence[str]) -
         ("median seconds a measurement", {r.method: r.seconds for r in rows if r.seconds}),
         ("peak memory of the process (MiB)", {r.method: r.peak_mb for r in rows if r.peak_mb}),
     ]
-    kinds = [(name, costs) for name, costs in kinds if costs]
+    kinds = [(name, costs) for name, costs in kinds if len(costs) > 1]  # one point compares nothing
     if not kinds:
         return None
     with mpl.rc_context(STYLE):
