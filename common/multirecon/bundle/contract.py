@@ -191,6 +191,25 @@ def properties(look: Inspection) -> list[str]:
     return faults
 
 
+def tuning(look: Inspection) -> list[str]:
+    """The ranges in the metadata are of settings that a config's ``tuning`` has, and its defaults lie inside them."""
+    ranges = look.bundle.metadata.get("multirecon", {}).get("tuning", {})
+    workflows = [look.workflow, *(load(look.bundle, name) for name in look.bundle.variants)] if ranges else []
+    faults, known = [], set()
+    for workflow in workflows:
+        found = workflow.parser.get_parsed_content("tuning") if "tuning" in workflow.parser else None
+        for name, default in getattr(found, "parameters", {}).items():
+            known.add(name)
+            low, high = (ranges[name][end] for end in ("low", "high")) if name in ranges else (default, default)
+            if not low <= default <= high:
+                faults.append(f"multirecon.tuning.{name}: expected a default in [{low:g}, {high:g}], got {default:g}")
+    unknown = sorted(set(ranges) - known)
+    if unknown:
+        faults.append(f"multirecon.tuning: expected some of {sorted(known)}, the settings of 'tuning' in the inference "
+                      f"configs, got {unknown}")  # fmt: skip
+    return faults
+
+
 def network_in_out(look: Inspection) -> list[str]:
     """MONAI's ``verify_net_in_out``; besides, the output's spatial shape is the one in the metadata."""
     with _quiet():
@@ -243,6 +262,7 @@ CHECKS: dict[str, Callable[[Inspection], list[str]]] = {
     "metadata": metadata,
     "checkpoint": checkpoint,
     "properties": properties,
+    "tuning": tuning,
     "network": network_in_out,
     "torchscript": torchscript,
     "torch.export": exported_program,

@@ -32,7 +32,7 @@ from .workspace import write_json
 __all__ = ["SCORES", "TunedKind", "tune"]
 
 SCORES = tuple(sorted((HIGHER_IS_BETTER & set(METRICS)) - {"cnr"}))
-TASKS_A_KIND = 3
+TASKS_A_KIND = 2
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def tune(
 ) -> Iterator[tuple[Method, Path, list[TunedKind]]]:
     """Tune methods one after another; yields each with its new settings file.
 
-    Every kind of block in the tasks that a method takes gets ``trials`` trials on the first three of those tasks, see
+    Every kind of block in the tasks that a method takes gets ``trials`` trials on the first two of those tasks, see
     :class:`~multirecon.harness.tuning_search.Search`. Trials in the log are not run again, as long as bundle, data and
     design are those of the log.
 

@@ -29,7 +29,6 @@ REPRESENTATIVE = (
     "dect_sparse",
     "spectralct_lowdose",
     "materials_lowdose",
-    "petct_lowdose",
     "petct3d_lowdose",
 )
 """Tasks that together have every kind of block; those about robustness are left out where a kind has another task."""

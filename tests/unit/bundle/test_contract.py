@@ -138,3 +138,20 @@ def test_network_with_data_dependent_branches_does_not_export(copy_of_tiny):
     branch = "return image if bool(image.mean() > 0) else image + self.layer(image)"
     break_network(bundle, "return image + self.layer(image)", branch)
     assert faults(bundle, "torch.export")
+
+
+def test_ranges_of_settings_fit_the_config(copy_of_tiny):
+    bundle = copy_of_tiny()
+    config = json.loads((bundle.configs / "inference.json").read_text())
+    config["tuning"] = {"_target_": "multirecon.reconstruction.Tuning", "parameters": {"weight": 2.0, "fixed": 1.0}}
+    config["run"].append("$@tuning('weight', 'pet/poisson')")
+    (bundle.configs / "inference.json").write_text(json.dumps(config))
+    section, own = {"low": 0.1, "high": 10.0, "scale": "log"}, bundle.metadata["multirecon"]
+    for ranges, words in (
+        ({"weight": section}, ""),
+        ({"weight": {**section, "high": 1.0}}, "multirecon.tuning.weight: expected a default in [0.1, 1], got 2"),
+        ({"wieght": section}, "expected some of ['fixed', 'weight']"),
+    ):
+        edit(bundle.configs / "metadata.json", multirecon={**own, "tuning": ranges})
+        found = faults(type(bundle)(bundle.root), "tuning")
+        assert words in found if words else found == ""
