@@ -130,7 +130,7 @@ class CurriculumSampler(Sampler[list[int]]):
 
     def index(self, position: int) -> int:
         """Return the number of the slice at a position of this process's sequence."""
-        if position < self.fresh * self.curriculum:
+        if self.curriculum and position < self.fresh * self.curriculum:
             generator = keyed_generator("curriculum", self.seed, self.rank, position)
             normal = torch.distributions.Normal(self.bin_mean(position), 0.5)
             # bin n stands for [n - 1/2, n + 1/2]: a normal cut to the range of bins, then rounded

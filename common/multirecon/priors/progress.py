@@ -289,9 +289,12 @@ class TrainingCurve:
     def _row(self, engine: Engine) -> None:
         loss = sum(self._losses) / len(self._losses)
         self._losses.clear()
+        wall, processor = self.state.elapsed()
+        if self.evaluator is not None:
+            # on every process: metrics may gather over all of them
+            self.evaluator.run()
         if not self.write:
             return
-        wall, processor = self.state.elapsed()
         row: dict[str, Any] = {
             "step": engine.state.iteration,
             "seconds": round(wall, 3),
@@ -300,7 +303,6 @@ class TrainingCurve:
             "train_loss": round(loss, 5),
         }
         if self.evaluator is not None:
-            self.evaluator.run()
             row |= {name: round(float(value), 3) for name, value in self.evaluator.state.metrics.items()}
         _log.info("%s", row)
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -242,6 +242,11 @@ def test_curriculum_rises_linearly_and_ends():
     assert sorted(later) == list(range(40))  # one pass, no slice twice
 
 
+def test_without_curriculum_positions_before_the_first_are_a_pass_too():
+    sampler = CurriculumSampler(Slices(), 4, fresh=1, spacing=10)
+    assert sorted(sampler.index(p) for p in range(-40, 0)) == list(range(40))
+
+
 def test_slices_come_back_after_their_spacing():
     sampler = CurriculumSampler(Slices(), 4, fresh=2, spacing=3)
     assert sampler.positions(10) == [20, 21, 14, 15]
