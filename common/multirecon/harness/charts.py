@@ -39,7 +39,7 @@ SIZE = (4.6, 3.1)
 
 
 def cost_chart(board: Board, column: Column, label: str, order: Sequence[str]) -> bytes | None:
-    """Return a metric against median seconds and against peak memory, side by side; ``None`` with fewer than two points.
+    """Return a metric against median seconds and against peak memory; ``None`` with fewer than two points.
 
     Args:
         board: the task.
