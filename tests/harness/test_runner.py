@@ -25,9 +25,12 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, make_bundle):
     path.write_text("".join(lines[:4]) + lines[4][:50])  # killed in the middle of the fifth
     (output / ".work" / "run-left").mkdir()
     (output / ".work" / "run-left" / "lock").touch()
+    draft = output / "images" / "noise16" / ".part-left.npy"
+    draft.touch()
     second = evaluate([task], bundles, output, progress=False)
     assert (second.counts, second.skipped) == ({OK: 2}, 4)
     assert not list((output / ".work").glob("run-*"))
+    assert not draft.exists()
     records = RecordFile(path).records()
     assert len(records) == len({r.key for r in records}) == 6
     again = {(r.sample, r.repeat): r.metrics for r in records}

@@ -283,7 +283,7 @@ def read_result(path: Path, truth: torch.Tensor) -> np.ndarray:
     """
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"no result: {error}") from None
     if array.shape != tuple(truth.shape):
         raise ValueError(f"result: expected shape {tuple(truth.shape)}, got {array.shape}")
