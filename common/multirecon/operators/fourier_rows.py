@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import pi
 
 import torch
@@ -68,6 +69,21 @@ class RowGram(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``A^H A`` of every channel of ``(B, n, H, W)``, in float32 outside autocast, channels last."""
-        with torch.autocast(x.device.type, enabled=False):
-            rows = x.permute(0, 2, 3, 1).to(self.matrices.dtype)
-            return (self.matrices @ rows).permute(0, 3, 1, 2)
+        return _rows_times(self.matrices, x)
+
+    def resolvent(self, weight: Tensor | float) -> Callable[[Tensor], Tensor]:
+        """Return ``x -> (A^H A + weight)^-1 x``, factorised once, of every channel of ``(B, n, H, W)``.
+
+        Args:
+            weight: positive, one number or one a sample ``(B,)``.
+        """
+        weights = torch.as_tensor(weight, dtype=self.matrices.dtype, device=self.matrices.device).reshape(-1, 1, 1, 1)
+        identity = torch.eye(self.matrices.shape[-1], dtype=weights.dtype, device=weights.device)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.matrices + weights * identity))
+        return lambda x: _rows_times(inverse, x)
+
+
+def _rows_times(matrices: Tensor, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        rows = x.permute(0, 2, 3, 1).to(matrices.dtype)
+        return (matrices @ rows).permute(0, 3, 1, 2)

@@ -8,9 +8,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from ..likelihoods import Gaussian
 from ..measurement import Measurement
 from ..operators import LinearOperator
 from ..operators.fourier_rows import RowGram
+from ..solvers.cg import conjugate_gradient
 from ..space import ImageSpace
 from .base import Callback, Capability, ImageSource, Reconstructor
 
@@ -71,18 +73,48 @@ def feature_gram(operator: LinearOperator, batch: int) -> Callable[[Tensor], Ten
     return lambda x: cast(Tensor, _SelfAdjoint.apply(x, product))
 
 
-class UnrolledReconstructor(Reconstructor):
-    r"""Runs a network that was cut open at its data consistency: ``x^ = x - eta_k (A^H A x - A^H y)``.
+def feature_resolvent(operator: LinearOperator, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return ``x -> (A^H A + weight)^-1 x`` for features ``(B, n, *shape)``; differentiable in the features.
 
-    ``x`` are the target's features; each channel is pulled towards the same data. For one coil, ``eta = 1`` and a mask
-    symmetric about the zero frequency this replaces the measured k-space entries by the measured ones. The target is
-    returned by the network; clean references come back as they are. Training runs through the same code.
+    Args:
+        operator: the operator of the target, with one set of tensors a sample or one for all.
+        weight: positive, one a sample ``(B,)``.
+    """
+    if RowGram.applies(operator):
+        return RowGram(cast(Any, operator)).resolvent(weight)
+    parts = [operator.samples(i, i + 1) for i in range(len(weight))]
+
+    def solve(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            images = x.detach().to(operator.domain_dtype)
+            solved = [
+                conjugate_gradient(part.gram, one[:, None], damping=float(w), max_iterations=50).x[:, 0]
+                for part, one, w in zip(parts, images, weight, strict=True)
+            ]
+            return torch.stack(solved)
+
+    return lambda x: cast(Tensor, _SelfAdjoint.apply(x, solve))
+
+
+class UnrolledReconstructor(Reconstructor):
+    r"""Runs a network that was cut open at its data consistency, ``x^ = x + eta_k (D x - x)``.
+
+    ``x`` are the target's features; each channel is pulled towards the same data. By default ``D`` is a gradient step,
+    ``D x = x - (A^H A x - A^H y)``; with ``prior_std`` (s) it is the proximal step
+
+    .. math:: D x = \arg\min_v \frac{\|A v - y\|^2}{2 \sigma^2} + \frac{\|v - x\|^2}{2 s^2}
+                  = (A^H A + w)^{-1} (A^H y + w x), \quad w = \sigma^2 / s^2
+
+    with the noise level of the measurement. For one coil, ``eta = 1`` and a mask symmetric about the zero frequency the
+    first replaces the measured k-space entries by the measured ones, and so does the second for ``s`` large. The target
+    is returned by the network; clean references come back as they are. Training runs through the same code.
 
     Args:
         space: stack of the method: the target and its references.
         target: the modality that is reconstructed.
         references: clean modalities handed to the network, in this order.
         multiple: the sides of the grid must be divisible by it.
+        prior_std: standard deviation s of the error of the iterates, in the unit of the image; None for gradient steps.
         data_consistency: False leaves the data out after the start (an ablation).
         autocast: ``"bfloat16"`` runs the network (never the physics) in mixed precision; None in float32.
         source: how an image stack becomes a Measurement.
@@ -98,6 +130,7 @@ class UnrolledReconstructor(Reconstructor):
         target: str = "flair",
         references: Sequence[str] = ("t1",),
         multiple: int = 4,
+        prior_std: float | None = None,
         data_consistency: bool = True,
         autocast: str | None = None,
         source: ImageSource | None = None,
@@ -106,7 +139,9 @@ class UnrolledReconstructor(Reconstructor):
         for name in (target, *references):
             space[name]
         self.target, self.references = target, tuple(references)
-        self.multiple = multiple
+        if prior_std is not None and not prior_std > 0:
+            raise ValueError(f"prior_std: expected > 0 or None, got {prior_std}")
+        self.multiple, self.prior_std = multiple, prior_std
         self.data_consistency = data_consistency
         self.autocast = None if autocast is None else getattr(torch, autocast)
         self.capability = Capability(
@@ -140,16 +175,30 @@ class UnrolledReconstructor(Reconstructor):
         reference = torch.cat([measurement.y[name] for name in self.references], dim=1)
         with torch.set_grad_enabled(network.training):
             zero_filled = operator.adjoint(y)
-            gram = feature_gram(operator, len(y)) if self.data_consistency else None
+            pull = self._pull(measurement, zero_filled) if self.data_consistency else None
             with torch.autocast(y.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 state = net.start(zero_filled, reference)
                 for k in range(net.iterations):
                     x = state[0].float()
-                    if gram is not None:
-                        x = x - net.data_step[k] * (gram(x) - zero_filled)
+                    if pull is not None:
+                        x = x + net.data_step[k] * pull(x)
                     state = net.step(k, state, x)
                     if callback is not None:
                         callback(k, net.finish(state).float())
                 result = net.finish(state).float()
         parts = {name: measurement.y[name] for name in self.references}
         return measurement.operator.assemble({**parts, self.target: result}, batch=len(y))
+
+    def _pull(self, measurement: Measurement, zero_filled: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return ``x -> D x - x`` for features ``(B, n, *shape)``."""
+        operator = measurement.operator[self.target]
+        if self.prior_std is None:
+            gram = feature_gram(operator, len(zero_filled))
+            return lambda x: zero_filled - gram(x)
+        likelihood = cast(Gaussian, measurement.likelihood[self.target])
+        weight = (likelihood.sigma.flatten() / self.prior_std) ** 2
+        # data without noise would leave what is not sampled undetermined
+        weight = weight.clamp_min(1e-4).expand(len(zero_filled)).to(zero_filled)
+        solve = feature_resolvent(operator, weight)
+        fixed, share = solve(zero_filled), weight.reshape(-1, *[1] * (zero_filled.ndim - 1))
+        return lambda x: fixed + share * solve(x) - x

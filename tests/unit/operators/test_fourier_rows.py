@@ -31,6 +31,15 @@ def test_shared_mask_and_maps_of_each_sample(generator):
     torch.testing.assert_close(RowGram(A)(x), A.gram(x), rtol=0, atol=1e-12)
 
 
+def test_resolvent_inverts(generator):
+    A = random_operator(generator, (6, 8), batch=2)
+    rows, weight = RowGram(A), torch.tensor([0.1, 3.0])
+    x = torch.randn(2, 3, 6, 8, dtype=torch.float64, generator=generator)
+    solved = rows.resolvent(weight)(x)
+    torch.testing.assert_close(rows(solved) + weight.reshape(2, 1, 1, 1) * solved, x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(rows.resolvent(0.1)(x)[0], solved[0])
+
+
 def test_single_precision(generator):
     A = random_operator(generator, (16, 16), dtype=torch.complex64)
     x = torch.randn(1, 1, 16, 16, generator=generator)

@@ -12,7 +12,7 @@ from multirecon.operators import BlockDiagonal, Identity, MaskedFourier
 from multirecon.operators.fourier import centred_fft, centred_ifft
 from multirecon.operators.masks import equispaced_mask
 from multirecon.reconstruction import UnrolledReconstructor
-from multirecon.reconstruction.unrolled import feature_gram
+from multirecon.reconstruction.unrolled import feature_gram, feature_resolvent
 from multirecon.space import ImageSpace
 
 SPACE = ImageSpace(["flair", "t1"], (16, 16), (2.0, 2.0))
@@ -102,6 +102,45 @@ def test_gradient_through_the_data_consistency(generator, whole_lines):
     x = torch.randn(2, 2, 4, 6, dtype=torch.float64, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(gram, (x,))
     assert torch.autograd.gradgradcheck(gram, (x,))
+
+
+@pytest.mark.parametrize("whole_lines", [True, False])
+def test_proximal_step_is_the_minimiser(image, start, generator, whole_lines):
+    """Its optimality: the gradient of both terms vanishes at the result, for the noise level of each sample."""
+    mask = equispaced_mask((16, 16), 3, center_lines=4)
+    if not whole_lines:
+        mask = (torch.rand(2, 16, 16, generator=generator) < 0.5).float()
+    maps = torch.randn(2, 4, 16, 16, dtype=torch.complex64, generator=generator) / 4
+    sigma = torch.tensor([0.01, 0.05]).reshape(2, 1, 1, 1)
+    measurement = measure(image, mask, maps, sigma)
+    net = Keep(start[:, :1])
+    x = UnrolledReconstructor(space=SPACE, prior_std=0.1)(measurement, net).as_tensor()[:, :1]
+    A, y = measurement.operator["flair"], measurement.y["flair"]
+    gradient = A.adjoint(A(x) - y) / sigma**2 + (x - start[:, :1]) / 0.1**2
+    assert (gradient * sigma**2).abs().max().item() < 1e-4
+    net.data_step = torch.tensor([0.5])
+    half = UnrolledReconstructor(space=SPACE, prior_std=0.1)(measurement, net).as_tensor()[:, :1]
+    torch.testing.assert_close(half, (x + start[:, :1]) / 2, rtol=0, atol=1e-4)
+
+
+def test_proximal_step_without_noise_replaces_the_measured_entries(image, start):
+    mask = torch.zeros(16, 16)
+    mask[:, [0, 5, 8, 11]] = 1
+    measurement = measure(image, mask, one_coil())
+    results = [UnrolledReconstructor(space=SPACE, prior_std=s)(measurement, Keep(start)) for s in (None, 1.0)]
+    torch.testing.assert_close(results[0].as_tensor(), results[1].as_tensor(), rtol=0, atol=3e-3)
+    with pytest.raises(ValueError, match="prior_std"):
+        UnrolledReconstructor(space=SPACE, prior_std=0.0)
+
+
+@pytest.mark.parametrize("whole_lines", [True, False])
+def test_gradient_through_the_proximal_step(generator, whole_lines):
+    mask = equispaced_mask((4, 6), 2) if whole_lines else (torch.rand(4, 6, generator=generator) < 0.5).double()
+    maps = torch.randn(2, 3, 4, 6, dtype=torch.complex128, generator=generator)
+    weight = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    solve = feature_resolvent(MaskedFourier(mask, maps).double(), weight)
+    x = torch.randn(2, 2, 4, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(solve, (x,), atol=1e-4)
 
 
 def test_training_keeps_the_graph_and_evaluation_does_not(image, start):
