@@ -1,13 +1,14 @@
 """Conditional diffusion with a learned variance: closed forms of the chain, the bound, and the curriculum."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from multirecon.priors import NoiseSchedule, Parametrisation, SampleNoise
 from multirecon.priors.conditional import CHAINS, ConditionalDiffusion, VarianceRange
-from multirecon.priors.conditional_training import CurriculumSampler, slice_entropy
+from multirecon.priors.conditional_training import CurriculumSampler, PrepareConditional, slice_entropy
 
 LINEAR = NoiseSchedule.linear()
 KINDS = {
@@ -276,3 +277,42 @@ def test_wrong_samplers_are_named():
         CurriculumSampler(Slices(), 4, fresh=3)
     with pytest.raises(ValueError, match=r"rank: expected"):
         CurriculumSampler(Slices(), 4, rank=2)
+
+
+class Scans:
+    """Stands in for the simulation: a truth that tells its position, and a count of calls."""
+
+    step = 0
+    calls = 0
+
+    def __call__(self, batch):
+        self.calls += 1
+        truth = torch.full((1, 2, 8, 4), float(self.step)) + torch.arange(8).reshape(8, 1) / 10
+        measured = {"flair": truth[:, :1] / 2}
+        return SimpleNamespace(space=SimpleNamespace(names=["flair", "t1"]), operator=measured, y=measured), truth
+
+
+def test_scans_are_simulated_once_and_noise_is_new():
+    sampler, scans = CurriculumSampler(Slices(), 4, fresh=2, spacing=3), Scans()
+    prepare = PrepareConditional(scans, degrade=lambda operator, y: y, diffusion=diffusion(image_range=(0.0, 1.0)),
+                                 sampler=sampler, rows=4)  # fmt: skip
+    seen = {}
+    for step in range(1, 9):
+        prepare.step = step
+        _, got, (timestep,), _ = prepare({"image": torch.zeros(4, 1, 8, 8), "id": ["a"] * 4})
+        assert got.image.shape == (4, 3, 4, 4)
+        assert torch.equal(timestep, got.timestep)
+        rows = (got.x0[:, 0, 0, 0] - torch.tensor(sampler.positions(step - 1))) * 10
+        assert ((rows > -0.01) & (rows < 4.01)).all()  # the slice of its position, some rows of it
+        degraded, reference = got.image[:, 1:2], got.image[:, 2:]
+        torch.testing.assert_close(degraded, got.x0 / 2)
+        torch.testing.assert_close(reference, got.x0)
+        seen[step] = got
+    assert scans.calls == 8 * 2 + 3 * 2  # two new ones a step, and those before the first
+    assert not torch.equal(seen[1].target[:2], seen[4].target[2:])
+    prepare.step = 5  # a resumed run sees what it would have seen
+    fresh = PrepareConditional(Scans(), degrade=lambda operator, y: y, diffusion=prepare.diffusion, sampler=sampler,
+                               rows=4)  # fmt: skip
+    fresh.step = 5
+    _, got, _, _ = fresh({"image": torch.zeros(4, 1, 8, 8), "id": ["a"] * 4})
+    assert torch.equal(got.image, seen[5].image)
