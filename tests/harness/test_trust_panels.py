@@ -26,7 +26,7 @@ def test_shown_samples_get_a_map_and_the_report_shows_it(tmp_path, make_bundle, 
     # noise of 0.1 against a contrast of 0.3: every singular value is 1
     np.testing.assert_allclose(np.median(maps["honest"]), 0.9**2 / (0.9**2 + 0.1**2), atol=1e-3)
     text = write_report([output], tmp_path / "report")["html"].read_text()
-    assert text.count(f"<figcaption>{records[0].sample}, t1: {TRUST_CAPTION}") == 1
+    assert text.count(f"<figcaption>Sample {records[0].sample}, T1: {TRUST_CAPTION}") == 1
     image = re.search(rf'<img alt="[^"]*{re.escape(TRUST_CAPTION)}" src="data:image/png;base64,([^"]+)"', text)
     assert base64.b64decode(image[1])[1:4] == b"PNG"
 

@@ -80,7 +80,7 @@ def _unknown(config: Mapping[str, Any], prefix: str, known: set[str]) -> Iterabl
     siblings = [str(key) for key in config]
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if name in known or str(key).startswith("_"):
+        if name in known or str(key).startswith("_") or value is None:  # null: a key that was taken back
             continue
         if any(k.startswith(f"{name}::") for k in known):
             if isinstance(value, dict) and "_target_" not in value:

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
 from deepinv.physics import Denoising
 
+from multirecon.bundle import find
 from multirecon.interop.deepinv import OperatorPhysics
 from multirecon.interop.deepinv_bundle import as_deepinv
 from multirecon.likelihoods import TransmissionPoisson
@@ -20,7 +23,9 @@ def test_sense_under_deepinv_equals_the_normal_equations():
     model = as_deepinv("sense_mr", space=space)
     y = physics.A(blob(32))
     x = model(y, physics).detach()
-    weight = float(torch.exp(model.network.log_weight.detach())) * float(physics.operator.norms()) ** 2
+    tuned = json.loads((find("sense_mr").configs / "tuning.json").read_text())["settings"]["masked_fourier/gaussian"]
+    weight = tuned["weight"] * float(torch.exp(model.network.log_weight.detach()))
+    weight = weight * float(physics.operator.norms()) ** 2
     residual = physics.operator.gram(x) + weight * x - physics.A_adjoint(y)
     assert x.shape == (1, 1, 32, 32)
     assert residual.abs().max() < 1e-3
