@@ -65,7 +65,6 @@ def test_missing_entries_are_named(tiny, path):
         ("multirecon.typo", 1, "typo"),
         ("multirecon.weights", {"source": "trained"}, "'data' is a required property"),
         ("multirecon.controls", {"model": "the main one"}, "controls"),
-        ("multirecon.tuning", {}, "tuning"),
         ("multirecon.tuning", {"weight": {"low": 1, "high": 2}}, "'scale' is a required property"),
         ("multirecon.tuning", {"weight": {"low": 1, "high": 2, "scale": "cubic"}}, "tuning.weight.scale"),
     ],
