@@ -116,12 +116,30 @@ class MaskedFourier(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return k-space ``(B, coils, *spatial)`` of images ``(B, 1, *spatial)``."""
-        coil_images = self._turned_maps * self.check_domain(x)  # a real image stays real: half the products
+        x = self.check_domain(x)
+        if x.device.type != "cpu" or len(x) == 1 or (torch.is_grad_enabled() and x.requires_grad):
+            return self._transform(x, self._turned_maps, self._turned_mask, self._sampled_mask)
+        # One sample at a time on a CPU: the temporaries of a whole batch do not fit its caches.
+        y = x.new_zeros((len(x), *self.range_shape), dtype=self.range_dtype)
+        for b in range(len(x)):
+            maps, *masks = (
+                t[b : b + 1] if t.ndim > self.spatial_dims + 1 and len(t) > 1 else t
+                for t in (self._turned_maps, self._turned_mask, self._sampled_mask)
+            )
+            self._transform(x[b : b + 1], maps, *masks, out=y[b : b + 1])
+        return y
+
+    def _transform(
+        self, x: Tensor, maps: Tensor, mask: Tensor, sampled_mask: Tensor, *, out: Tensor | None = None
+    ) -> Tensor:
+        """Return the sampled spectra of the coil images, or write them into ``out``, which is zero."""
+        coil_images = maps * x  # a real image stays real: half the products
         if not self._runs:
-            return torch.fft.fftn(coil_images, dim=self._axes).mul_(self._turned_mask)
+            spectrum = torch.fft.fftn(coil_images, dim=self._axes)
+            return spectrum.mul_(mask) if out is None else torch.mul(spectrum, mask, out=out)
         lines = _gather(torch.fft.fft(coil_images, dim=-1), self._runs)
-        lines = torch.fft.fftn(lines, dim=self._axes[:-1]).mul_(self._sampled_mask)
-        return _scatter(lines, self._runs, coil_images.shape[-1])
+        lines = torch.fft.fftn(lines, dim=self._axes[:-1]).mul_(sampled_mask)
+        return _scatter(lines, self._runs, coil_images.shape[-1], out=out)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return the coil-combined image ``(B, 1, *spatial)`` of k-space ``(B, coils, *spatial)``."""
@@ -249,9 +267,9 @@ def _gather(lines: Tensor, runs: Sequence[slice]) -> Tensor:
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _scatter(lines: Tensor, runs: Sequence[slice], size: int) -> Tensor:
-    """Return the lines at their places among ``size`` along the last axis, zeros elsewhere."""
-    full = lines.new_zeros((*lines.shape[:-1], size))
+def _scatter(lines: Tensor, runs: Sequence[slice], size: int, *, out: Tensor | None = None) -> Tensor:
+    """Return the lines at their places among ``size`` along the last axis of ``out`` or of zeros."""
+    full = lines.new_zeros((*lines.shape[:-1], size)) if out is None else out
     start = 0
     for run in runs:
         count = len(range(run.start, run.stop, run.step))
