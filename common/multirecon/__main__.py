@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("multirecon.harness.tuning_command:tune", "tune bundles on validation anatomies, with equal trials"),
     "tasks": ("multirecon.harness.commands:tasks", "list the tasks"),
     "bundles": ("multirecon.harness.commands:bundles", "list the bundles and their variants"),
+    "pack": ("multirecon.zoo.commands:pack", "write bundles as archives that run with nothing of this installed"),
     "new": ("multirecon.bundle.scaffold:new", "start a bundle as a copy of another"),
     "info": ("multirecon.conversion.commands:info", "say what is in a file: measurement, raw data or image"),
     "convert": ("multirecon.conversion.commands:convert", "turn a raw data file into a measurement file"),
@@ -61,7 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise UsageError(f"unknown command {name!r}; there are {', '.join(subcommands(words[0]) or COMMANDS)}")
-        function = load(COMMANDS[name][0])
+        try:
+            function = load(COMMANDS[name][0])
+        except ModuleNotFoundError as error:
+            if not str(error.name).startswith("multirecon."):
+                raise
+            # the copy inside an archive of a bundle leaves the harness, the interoperability and the zoo out
+            raise UsageError(f"{name}: not part of an archive's copy of multirecon; install the package") from None
         if any(w in ("--help", "-h") for w in rest):
             return run_fire(function, ["--help"], name)
         command = check(function, rest)

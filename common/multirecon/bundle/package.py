@@ -10,10 +10,12 @@ from typing import Any
 
 import multirecon
 
-__all__ = ["check_package", "package_files", "package_hash"]
+__all__ = ["STAMP", "check_package", "package_files", "package_hash"]
 
 # An archive leaves out what only the collection itself needs, so these do not count.
-NOT_PACKED = ("harness", "interop", "__pycache__")
+NOT_PACKED = ("harness", "interop", "zoo", "__pycache__")
+# Written into an archive's copy: version and hash of the package that it was made from.
+STAMP = "packed.json"
 
 
 def package_files(folder: Path | None = None) -> Iterator[Path]:
@@ -25,7 +27,9 @@ def package_files(folder: Path | None = None) -> Iterator[Path]:
     root = folder or Path(multirecon.__file__).parent
     for path in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
         parts = path.relative_to(root).parts
-        if path.is_file() and path.suffix != ".pyc" and parts[0] not in NOT_PACKED and "__pycache__" not in parts:
+        if not path.is_file() or path.suffix == ".pyc" or "__pycache__" in parts:
+            continue
+        if parts[0] not in (*NOT_PACKED, STAMP) and not any(part.startswith(".") for part in parts):
             yield path
 
 

@@ -1,0 +1,1 @@
+"""Bundles as archives: packed, listed, signed, published, downloaded."""
