@@ -88,6 +88,11 @@ class Measurement:
         return tuple(n for n in self.available if self.operator.is_clean(n))
 
     @property
+    def given(self) -> tuple[str, ...]:
+        """Modalities available as images without noise: their data are the answer."""
+        return tuple(n for n in self.clean if getattr(self.likelihood[n], "is_exact", False))
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """Modalities of the stack about which nothing was measured."""
         return tuple(n for n in self.space.names if n not in self.available)

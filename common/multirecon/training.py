@@ -22,6 +22,7 @@ from .measurement import Measurement
 from .metrics import image as image_metrics
 from .operators import BlockDiagonal, Identity, LinearOperator, MaskedFourier
 from .operators.fourier import centred_fft, centred_ifft
+from .priors.training import FollowsStep
 from .space import ImageSpace
 
 __all__ = ["AverageGradients", "ChannelL1", "ChannelMetric", "CosineRate", "PrepareTraining", "crop_rows"]
@@ -69,7 +70,7 @@ def crop_rows(measurement: Measurement, start: int, rows: int) -> Measurement:
     return Measurement(Blocks(y), BlockDiagonal(cropped, operators), BlockLikelihood(likelihoods), measurement.metadata)
 
 
-class PrepareTraining(PrepareMeasurement):
+class PrepareTraining(FollowsStep, PrepareMeasurement):
     r"""Turns clean slices on the acquisition's fine grid into ``(Measurement, truth)``, new ones at every step.
 
     The batch holds ``"fine"``, or else ``"image"``: ``(B, C, *fine)`` on the scale of networks, and ``"brain"``: masks
@@ -101,14 +102,6 @@ class PrepareTraining(PrepareMeasurement):
         self.augmentation = augmentation
         self.rows = rows
         self.seed, self.rank = seed, rank
-        self.step = 0
-
-    def attach(self, engine: Engine) -> None:
-        """Follow the engine's iteration; without it every batch counts as step 0 (validation)."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self._follow)
-
-    def _follow(self, engine: Engine) -> None:
-        self.step = engine.state.iteration
 
     def __call__(
         self,

@@ -6,6 +6,7 @@ import multiprocessing
 import numpy as np
 import pytest
 from harness.fake_task import FakeTask
+from harness.inline import InlineWorker
 
 from multirecon.bundle.folder import Bundle
 from multirecon.harness.methods import Method, find_methods, select_methods
@@ -74,18 +75,8 @@ def test_bundles_and_variants_are_found_by_name(tmp_path, make_bundle):
         find_methods(root)
 
 
-class InThisProcess:
-    """Stands in for a worker where starting one would only cost time."""
-
-    def __init__(self, folder, **_):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
+class InThisProcess(InlineWorker):
+    """Answers every job with the back-projection."""
 
     def run(self, job, *, timeout):
         np.save(job["result"], Measurement.load(job["measurement"]).back_projection().numpy())

@@ -29,7 +29,7 @@ def describe_acquisition(measurement: Measurement) -> dict[str, Any]:
     clean, blocks = [], {}
     for name in measurement.available:
         operator, likelihood, y = measurement.operator[name], measurement.likelihood[name], measurement.y[name]
-        if name in measurement.clean and isinstance(likelihood, Gaussian) and likelihood.is_exact:
+        if name in measurement.given:
             clean.append(name)
             continue
         mask = getattr(operator, "mask", None)

@@ -12,7 +12,6 @@ from deepinv.models.base import Reconstructor as DeepinvReconstructor
 from torch import Tensor, nn
 
 from multirecon.harness.guests import build_guest
-from multirecon.likelihoods import Gaussian
 from multirecon.measurement import Measurement
 from multirecon.operators import BlockDiagonal, ScaledOperator
 from multirecon.reconstruction import Capability, Reconstructor
@@ -69,8 +68,7 @@ class GuestReconstructor(Reconstructor):
         model = network if isinstance(network, DeepinvReconstructor) else self.model
         parts: dict[str, Tensor] = {}
         for number, name in enumerate(measurement.available):
-            likelihood = measurement.likelihood[name]
-            if measurement.operator.is_clean(name) and isinstance(likelihood, Gaussian) and likelihood.is_exact:
+            if name in measurement.given:
                 parts[name] = measurement.y[name]
                 continue
             # a copy: some of deepinv's denoisers keep their last image for a warm start

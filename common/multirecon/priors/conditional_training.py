@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from .conditional import ConditionalBatch, ConditionalDiffusion
-from .training import keyed_generator
+from .training import FollowsStep, keyed_generator
 
 __all__ = ["CurriculumSampler", "LossTerms", "PrepareConditional", "slice_entropy"]
 
@@ -157,7 +157,7 @@ class CurriculumSampler(Sampler[list[int]]):
             step += 1
 
 
-class PrepareConditional(PrepareBatch):
+class PrepareConditional(FollowsStep, PrepareBatch):
     """Turns clean slices into noisy batches: scans are simulated once for each position, noise is new at every step.
 
     Args:
@@ -190,17 +190,10 @@ class PrepareConditional(PrepareBatch):
         self.scans, self.degrade, self.diffusion = scans, degrade, diffusion
         self.sampler, self.rows = sampler, rows
         self.target, self.reference = target, reference
-        self.seed, self.rank, self.step = seed, rank, 0
+        self.seed, self.rank = seed, rank
         self._measured: OrderedDict[int, Tensor] = OrderedDict()
         # every use of a slice lies within the last uses * spacing steps
         self._limit = sampler.batch_size * (sampler.spacing + 1)
-
-    def attach(self, engine: Engine) -> None:
-        """Follow the engine's iteration."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self._follow)
-
-    def _follow(self, engine: Engine) -> None:
-        self.step = engine.state.iteration
 
     def images(self, batchdata: Mapping[str, Any], positions: Sequence[int]) -> Tensor:
         """Return target, degraded target and reference ``(B, 3, H, W)``, simulated where they are not kept."""

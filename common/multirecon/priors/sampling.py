@@ -44,16 +44,16 @@ class SampleNoise:
 
     def __call__(self) -> Tensor:
         """Return noise of unit variance, ``shape``; drawn on the CPU, so that every device sees the same."""
-        return self._draw(self.shape[1:], torch.float32).to(self.like)
+        return self._draw(self.shape[1:]).to(self.like)
 
     def beside(self, data: Tensor) -> Tensor:
         """Return noise shaped like data ``(B, ...)``; complex data get unit variance in each of the two parts."""
         if not data.is_complex():
-            return self._draw(data.shape[1:], torch.float32).to(data)
-        return torch.view_as_complex(self._draw((*data.shape[1:], 2), torch.float32)).to(data)
+            return self._draw(data.shape[1:]).to(data)
+        return torch.view_as_complex(self._draw((*data.shape[1:], 2))).to(data)
 
-    def _draw(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=g, dtype=dtype) for g in self.generators])
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
 
 
 def reverse_diffusion(

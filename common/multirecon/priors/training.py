@@ -97,7 +97,21 @@ def _to_range(image: Tensor, prior: DiffusionPrior, units: str) -> Tensor:
     return 2 * image - 1 if units == "unit" else prior.scaling(image)
 
 
-class PrepareNoisy(PrepareBatch):
+class FollowsStep:
+    """What draws its random numbers by the engine's iteration, which a resumed run takes up again."""
+
+    step = 0
+    """Current iteration; 0 for what is not attached to an engine (validation)."""
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the engine's iteration."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._follow)
+
+    def _follow(self, engine: Engine) -> None:
+        self.step = engine.state.iteration
+
+
+class PrepareNoisy(FollowsStep, PrepareBatch):
     """Turns a batch of clean stacks into the network's input, target and time.
 
     The batch holds ``"image"``: ``(B, C, *shape)``. Noise, times and augmentation are a function of (seed, step, rank).
@@ -124,14 +138,6 @@ class PrepareNoisy(PrepareBatch):
         self.units = _checked(units)
         self.augmentation = augmentation
         self.seed, self.rank = seed, rank
-        self.step = 0
-
-    def attach(self, engine: Engine) -> None:
-        """Follow the engine's iteration."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self._follow)
-
-    def _follow(self, engine: Engine) -> None:
-        self.step = engine.state.iteration
 
     def __call__(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functionals.differences import divergence_adjoint, gradient
-from ..likelihoods import Gaussian, Likelihood, Poisson, PolyenergeticPoisson
+from ..likelihoods import Likelihood, Poisson, PolyenergeticPoisson
 from ..likelihoods.approximation import gaussian_approximation
 from ..measurement import Measurement
 from ..operators import LinearOperator
@@ -83,7 +83,7 @@ class PenalisedLeastSquares(Reconstructor):
         parts: dict[str, Tensor] = {}
         for name, operator in measurement.operator.items():
             y, likelihood = measurement.y[name], measurement.likelihood[name]
-            if measurement.operator.is_clean(name) and isinstance(likelihood, Gaussian) and likelihood.is_exact:
+            if name in measurement.given:
                 parts[name] = y
                 continue
             settings = {"weight": 1.0, "smoothness": 0.0}

@@ -68,10 +68,8 @@ class _DiffusionSampler(PosteriorSampler):
         for _ in range(self.num_samples):
             noise = SampleNoise(shape, generator, like=total)
             total = total + self._sample(measurement, network, noise, callback) / self.num_samples
-        for name in measurement.clean:
-            likelihood = measurement.likelihood[name]
-            if isinstance(likelihood, Gaussian) and likelihood.is_exact:
-                total[:, self.prior.space.channels(name)] = measurement.y[name].to(total)
+        for name in measurement.given:
+            total[:, self.prior.space.channels(name)] = measurement.y[name].to(total)
         return total
 
     def _sample(
@@ -97,11 +95,12 @@ class DecomposedSampling(_DiffusionSampler):
     keep the prior's estimate. The single-modality Gaussian case is DDS.
 
     The weight is ``rho = strength * (dx/du)^2 / v(sigma)``, whitened and dimensionless, with the error variance of a
-    denoiser ``v = min(error * sigma^0.75, 1/4)`` in the network's range (fitted to networks of a few million
-    parameters): what the prior is trusted with falls as its noise level rises. ``strength = 1`` weighs data and prior
-    by their variances. ``perturb`` draws ``u~`` from the Gaussian that this problem is the mode of (data and estimate
-    are perturbed by their own noise before it is solved); with ``noise_split="dds", eta=1``, every step then keeps the
-    marginal posterior of its noise level where ``v`` is right, which makes samples spread as the posterior does.
+    denoiser ``v = min(error * sigma^0.75, 1/4)`` in the network's range (a rough rule; the denoising PSNR in a
+    prior's training curve says how far it holds): what the prior is trusted with falls as its noise level rises.
+    ``strength = 1`` weighs data and prior by their variances. ``perturb`` draws ``u~`` from the Gaussian that this
+    problem is the mode of (data and estimate are perturbed by their own noise before it is solved); with
+    ``noise_split="dds", eta=1``, every step then keeps the marginal posterior of its noise level where ``v`` is right,
+    which makes samples spread as the posterior does.
     ``weight="constant"`` is the published rule instead: one ``lambda`` against the squared
     residual, ``rho = strength (dx/du)^2 / (2 sigma_y)^2`` with the typical noise of the data.
 

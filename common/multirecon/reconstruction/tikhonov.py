@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..likelihoods import Gaussian
 from ..measurement import Measurement
 from ..solvers.cg import conjugate_gradient
 from .base import Callback, Capability, ImageSource, Reconstructor
@@ -65,8 +64,8 @@ class Tikhonov(Reconstructor):
             raise ValueError("network: expected the regularisation weight of the bundle, got None")
         parts: dict[str, Tensor] = {}
         for name, operator in measurement.operator.items():
-            y, likelihood = measurement.y[name], measurement.likelihood[name]
-            if measurement.operator.is_clean(name) and isinstance(likelihood, Gaussian) and likelihood.is_exact:
+            y = measurement.y[name]
+            if name in measurement.given:
                 parts[name] = y
                 continue
             scale = operator.norms(len(y)).reshape(-1, *[1] * (len(operator.domain_shape))) ** 2

@@ -83,7 +83,7 @@ class _Variational(Reconstructor):
         return torch.cat(stacks)
 
     def _sample(self, measurement: Measurement, factor: Tensor, callback: Callback | None) -> Tensor:
-        given = {n: measurement.y[n] for n in measurement.available if _is_given(measurement, n)}
+        given = {n: measurement.y[n] for n in measurement.given}
         blocks = [self._block(measurement, name) for name in measurement.available if name not in given]
         solved = self._images(measurement, blocks, given, factor, callback)
         return measurement.operator.assemble({**given, **solved}, batch=1, like=torch.empty(0))
@@ -370,11 +370,6 @@ class CycleSpunWavelets(AnalysisFunctional):
         """Return the field clipped at ``radius``."""
         radius = radius.reshape(-1, *[1] * (p.ndim - 1)) if radius.ndim == 1 else radius
         return torch.minimum(torch.maximum(p, -radius), radius)
-
-
-def _is_given(measurement: Measurement, name: str) -> bool:
-    likelihood = measurement.likelihood[name]
-    return measurement.operator.is_clean(name) and isinstance(likelihood, Gaussian) and likelihood.is_exact
 
 
 def _steps(measurement: Measurement) -> tuple[float, ...]:
