@@ -35,11 +35,11 @@ gpu: venv ## the tests that need a CUDA device
 	@PYTEST_ADDOPTS="-m gpu" bash ci/check.sh pytest
 
 peers: ## comparisons with ASTRA, sigpy and scikit-image (adds them to the environment)
-	@EXTRAS=dev,data,io,interop,peers bash ci/venv.sh
+	@EXTRAS=dev,data,io,interop,zoo,peers bash ci/venv.sh
 	@PYTEST_ADDOPTS="-m peers" bash ci/check.sh pytest
 
 browser: ## the report in headless Chromium (adds playwright to the environment; Chromium has to be there)
-	@EXTRAS=dev,data,io,interop,browser bash ci/venv.sh
+	@EXTRAS=dev,data,io,interop,zoo,browser bash ci/venv.sh
 	@PYTEST_ADDOPTS="-m browser" bash ci/check.sh pytest
 
 clean: ## remove results and caches inside the checkout (not the environment)

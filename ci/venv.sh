@@ -8,9 +8,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$here/.venv}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 stamp=$venv/multirecon.stamp
+extras=${EXTRAS:-dev,data,io,interop,zoo}
 # extras once added (`make peers`) stay
-extras=${EXTRAS:-$([ -f "$stamp" ] && sed -n 2p "$stamp" || true)}
-extras=${extras:-dev,data,io,interop}
+for extra in $([ -f "$stamp" ] && sed -n 2p "$stamp" | tr ',' ' ' || true); do
+    case ",$extras," in *",$extra,"*) ;; *) extras=$extras,$extra ;; esac
+done
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONNOUSERSITE=1
 unset PYTHONHOME PYTHONPATH
 

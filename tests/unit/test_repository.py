@@ -70,7 +70,7 @@ def test_every_dependency_is_pinned():
     pins = set(re.findall(r"^([a-z0-9.-]+)==", (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8"), re.M))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = list(project["dependencies"])
-    for extra in ("dev", "data", "io", "interop", "peers", "browser"):
+    for extra in ("dev", "data", "io", "interop", "zoo", "peers", "browser"):
         asked += project["optional-dependencies"][extra]
     names = {re.match(r"[A-Za-z0-9._-]+", line)[0].lower().replace("_", "-") for line in asked}
     assert names - pins == set()

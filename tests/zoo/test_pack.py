@@ -147,11 +147,11 @@ def test_what_is_published_never_changes(packed, tmp_path):
     members = {f"{bundle.name}/{n}": c for n, c in read_archive(archive, bundle.name).items()}
     members[f"{bundle.name}/LICENSE"] = b"other"
     other = write_archive(members, tmp_path / archive.name)
-    (tmp_path / "manifest.json").write_text(json.dumps({"file": archive.name}))
+    (tmp_path / "manifest.signed").write_text(json.dumps({"file": archive.name}))
     before = other.read_bytes()
     with pytest.raises(ValueError, match=r"raise the bundle's version"):
         pack([bundle], tmp_path)
     assert other.read_bytes() == before
-    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.signed").unlink()
     pack([bundle], tmp_path)
     assert other.read_bytes() == archive.read_bytes()

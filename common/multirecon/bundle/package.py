@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import multirecon
 
-__all__ = ["STAMP", "check_package", "package_files", "package_hash"]
+__all__ = ["STAMP", "check_package", "content_hash", "is_packed", "package_files", "package_hash"]
 
 # An archive leaves out what only the collection itself needs, so these do not count.
 NOT_PACKED = ("harness", "interop", "zoo", "__pycache__")
@@ -29,19 +29,29 @@ def package_files(folder: Path | None = None) -> Iterator[Path]:
         parts = path.relative_to(root).parts
         if not path.is_file() or path.suffix == ".pyc" or "__pycache__" in parts:
             continue
-        if parts[0] not in (*NOT_PACKED, STAMP) and not any(part.startswith(".") for part in parts):
+        if is_packed(parts):
             yield path
+
+
+def is_packed(parts: Sequence[str]) -> bool:
+    """Whether an archive carries, and the hash counts, the file of a ``multirecon`` with this relative path."""
+    return parts[0] not in (*NOT_PACKED, STAMP) and not any(part.startswith(".") for part in parts)
+
+
+def content_hash(files: Iterable[tuple[str, bytes]]) -> str:
+    """Return the SHA-256 of files given as (relative path, content), in the order of their paths."""
+    digest = hashlib.sha256()
+    for name, content in sorted(files):
+        digest.update(f"{name}|".encode())
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
 
 
 @cache
 def package_hash(folder: Path | None = None) -> str:
     """Return the SHA-256 of the package as an archive carries it: equal hashes mean the same code and tables."""
     root = folder or Path(multirecon.__file__).parent
-    digest = hashlib.sha256()
-    for path in package_files(root):
-        digest.update(f"{path.relative_to(root).as_posix()}|".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    return content_hash((path.relative_to(root).as_posix(), path.read_bytes()) for path in package_files(root))
 
 
 def check_package(metadata: Mapping[str, Any]) -> None:

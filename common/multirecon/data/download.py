@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
+
+from ..transfer import fetch, file_sha256
 
 __all__ = ["BASE_URL", "CHECKSUMS", "download"]
 
@@ -34,7 +31,6 @@ CHECKSUMS = {
     "15": "a896e39351622c2e138195780ba267811d7d162df0da0091126550f5de3b74ff",
     "16": "f48c442569883055440a930ad098b4e747d72deb6369f529e4486c36b0cbfe81",
 }
-_CHUNK = 1 << 16
 
 
 def download(
@@ -72,57 +68,14 @@ def download(
     paths = []
     for anatomy, digest in tqdm(wanted.items(), desc="label maps", unit="file", disable=not progress or None):
         path = folder / f"training_seg_{anatomy}.nii.gz"
-        if not (path.exists() and _digest(path) == digest):
+        if not (path.exists() and file_sha256(path) == digest):
             part = path.with_name(path.name + ".part")
             url = f"{base_url.rstrip('/')}/{path.name}"
-            _fetch(url, part, attempts=attempts, pause_s=pause_s, progress=progress)
-            found = _digest(part)
+            fetch(url, part, attempts=attempts, pause_s=pause_s, progress=progress)
+            found = file_sha256(part)
             if found != digest:
                 part.unlink()
                 raise ValueError(f"base_url: expected {url} with SHA-256 {digest}, got {found}")
             os.replace(part, path)
         paths.append(path)
     return paths
-
-
-def _fetch(url: str, part: Path, *, attempts: int, pause_s: float, progress: bool) -> None:
-    """Bring ``url`` into ``part``, going on from what is there; tries again when the connection breaks."""
-    for attempt in range(attempts):
-        try:
-            _transfer(url, part, progress=progress)
-            return
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing beyond what is there: complete, or a stale part that the checksum refuses
-                return
-            if error.code < 500 or attempt == attempts - 1:
-                raise OSError(f"{url}: the server answered {error.code} {error.reason}") from error
-        except (OSError, http.client.HTTPException) as error:
-            if attempt == attempts - 1:
-                raise OSError(f"{url}: no complete answer after {attempts} attempts ({error})") from error
-        time.sleep(pause_s * 2**attempt)
-
-
-def _transfer(url: str, part: Path, *, progress: bool) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        continues = answer.status == 206
-        length = int(answer.headers.get("Content-Length", 0))
-        start = have if continues else 0  # a server without ranges sends all of it again
-        total = start + length
-        with (
-            part.open("ab" if continues else "wb") as file,
-            tqdm(
-                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress or None
-            ) as bar,
-        ):
-            while chunk := answer.read(_CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-    if length and part.stat().st_size < total:
-        raise http.client.IncompleteRead(b"", total - part.stat().st_size)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

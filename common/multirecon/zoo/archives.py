@@ -151,8 +151,6 @@ def _check_layout(archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo], size: 
 
 def _check_names(names: list[str], bundle: str) -> None:
     """Plain relative names inside the bundle's folder, each once on every file system."""
-    if names != sorted(names):
-        raise ValueError("archive: expected members in the order of their names")
     seen: dict[str, str] = {}
     for name in names:
         parts = name.split("/")
@@ -170,3 +168,5 @@ def _check_names(names: list[str], bundle: str) -> None:
     folders = {key.rsplit("/", depth)[0] for key in seen for depth in range(1, key.count("/") + 1)}
     for key in sorted(folders & seen.keys()):
         raise ValueError(f"archive member {seen[key]!r}: both a file and a folder")
+    if names != sorted(names):
+        raise ValueError("archive: expected members in the order of their names")

@@ -15,6 +15,7 @@ from ..bundle.folder import Bundle
 from ..bundle.package import STAMP, package_files, package_hash
 from ..harness.workspace import work_folder, write_json
 from .archives import archive_name, digests, parse_archive_name, write_archive
+from .manifest import MANIFEST
 from .readme import archive_readme
 from .sample import sample_measurement
 
@@ -74,7 +75,7 @@ def pack(bundles: Sequence[Bundle], output: Path, *, url: str = "") -> list[Path
 
 def _unpublished(output: Path, file: str) -> bool:
     """Whether a signed manifest does not name the archive yet: then it may still be replaced."""
-    manifest = output / "manifest.json"
+    manifest = output / MANIFEST
     return not manifest.is_file() or file not in manifest.read_text(encoding="utf-8")
 
 

@@ -7,7 +7,16 @@ from typing import Any
 
 __all__ = ["archive_readme", "requirements"]
 
+# The lines between the dashes are read by the Hugging Face hub.
 _TEXT = """\
+---
+license: apache-2.0
+library_name: monai
+tags:
+- monai
+- medical
+- image-reconstruction
+---
 # {name} {version}
 
 {description}. The model card is `docs/README.md`; {use}.
