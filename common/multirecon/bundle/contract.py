@@ -154,11 +154,15 @@ def metadata(look: Inspection) -> list[str]:
 
 
 def checkpoint(look: Inspection) -> list[str]:
-    """``model.pt`` and the controls: tensors only, finite, strict; the hash is the one in the metadata."""
-    network = look.workflow.parser.get_parsed_content("network_def")
+    """``model.pt`` and the controls: tensors only, finite, strict; the hash is the one in the metadata.
+
+    A control with a network of its own is the variant of its name: ``inference_NAME.json`` holds its ``network_def``.
+    """
     own = look.bundle.metadata.get("multirecon", {})
     faults = []
     for name in ("model", *look.bundle.controls):
+        workflow = load(look.bundle, name) if name in look.bundle.variants else look.workflow
+        network = workflow.parser.get_parsed_content("network_def")
         path = look.bundle.weights.with_name(f"{name}.pt")
         state = read_weights(path)
         missing, unexpected = (

@@ -109,13 +109,17 @@ def load_network(
 
     Args:
         workflow: an initialised workflow.
-        control: name of a further checkpoint ``models/NAME.pt``; the default is ``model.pt``.
+        control: name of a further checkpoint ``models/NAME.pt``; the default is the one that the ``ckpt_path`` of the
+            workflow names, ``model.pt`` where it names none of the bundle's.
         bundle: the bundle, where ``bundle_root`` of the workflow is not its folder.
 
     Raises:
         ValueError: if the checkpoint is missing, or its names or shapes differ from the network's.
     """
     root = Bundle(Path(bundle if bundle is not None else workflow.parser.get_parsed_content("bundle_root")).absolute())
+    if control is None and "ckpt_path" in workflow.parser:
+        named = Path(str(workflow.parser.get_parsed_content("ckpt_path"))).stem
+        control = named if named in root.controls else None
     if control is not None and control not in root.controls:
         raise ValueError(f"control of {root.name!r}: expected one of {list(root.controls)}, got {control!r}")
     path = root.weights if control is None else root.weights.with_name(f"{control}.pt")

@@ -8,6 +8,7 @@ import torch
 from contract.tiny_bundle import edit
 
 from multirecon.bundle import load, load_network
+from multirecon.bundle.contract import Inspection, run_check
 
 
 def test_runs_from_anywhere_and_writes_where_it_is_told(tiny, tmp_path, monkeypatch):
@@ -107,3 +108,19 @@ def test_train_and_evaluate_take_real_steps(copy_of_tiny, tmp_path):
     assert any(not torch.equal(before[k], after[k]) for k in before)
     load(bundle, workflow="evaluate", output_dir=str(tmp_path / "scores")).run()
     assert "val_psnr" in (tmp_path / "scores" / "metrics.csv").read_text()
+
+
+def test_a_control_with_a_network_of_its_own_is_the_variant_of_its_name(copy_of_tiny):
+    bundle = copy_of_tiny()
+    own = {"learned": False, "family": "mr", "controls": {"wide": "another network"}, "variants": {"wide": "it"}}
+    edit(bundle.configs / "metadata.json", multirecon=own)
+    overlay = {
+        "ckpt_path": "$os.path.join(@bundle_root, 'models', 'wide.pt')",
+        "network_def": {"_target_": "multirecon.networks.classical.GaussianSmoothing"},
+    }
+    (bundle.configs / "inference_wide.json").write_text(json.dumps(overlay))
+    torch.save({"log_fwhm": torch.tensor(0.25)}, bundle.weights.with_name("wide.pt"))
+    assert load_network(load(bundle, "wide")).log_fwhm.item() == 0.25
+    assert run_check("checkpoint", Inspection(bundle)) == []
+    torch.save({"log_weight": torch.tensor(0.25)}, bundle.weights.with_name("wide.pt"))
+    assert "models/wide.pt: expected the names of network_def" in run_check("checkpoint", Inspection(bundle))[0]
