@@ -21,7 +21,7 @@ from .files import atomic_path
 from .measurement import Measurement
 from .reconstruction.trust import trust_map
 from .space import ImageSpace
-from .units import attenuation_to_hu
+from .units import attenuation_to_hu, is_hounsfield_outside
 
 __all__ = ["PrepareMeasurement", "SampleLog", "SaveReconstructions", "collate", "require"]
 
@@ -131,7 +131,8 @@ class SaveReconstructions:
     """Ignite handler that writes every reconstruction as NIfTI (one file a modality) and, if asked, as PNG.
 
     Slices of one batch become separate files ``<id>_<modality>.nii.gz`` with the affine of their slice; a 3D result
-    becomes a volume. CT leaves in HU. Files appear whole or not at all.
+    becomes a volume. CT leaves in HU (results of images that were handed in are in HU already). Files appear whole or
+    not at all.
 
     Where measurements are handed in, ``<id>_trust.nii.gz`` says for every voxel which share of the result the data
     determine (:func:`multirecon.reconstruction.trust.trust_map`), one map a modality on the last axis.
@@ -177,7 +178,9 @@ class SaveReconstructions:
         for index, name in enumerate(ids):
             for modality in self.modalities or space.names:
                 image = _plain(pred)[index, space.channels(modality)].detach().cpu()
-                self._save(name, modality, image, affines[index], space)
+                if isinstance(inputs, Measurement) and is_hounsfield_outside(modality, space[modality].unit):
+                    image = attenuation_to_hu(image)
+                self._save(name, modality, image, affines[index])
         wanted = len(space.shape) == 2 if self.trust is None else self.trust
         if wanted and isinstance(inputs, Measurement):
             maps = trust_map(inputs, _plain(pred)).float().cpu()
@@ -185,10 +188,9 @@ class SaveReconstructions:
             for index, name in enumerate(ids):
                 self._write(self.output_dir / f"{safe_name(name)}_trust.nii.gz", maps[index, chosen], affines[index])
 
-    def _save(self, sample: str, modality: str, image: Tensor, affine: Tensor, space: ImageSpace) -> None:
-        values = attenuation_to_hu(image) if modality == "ct" and space[modality].unit == "1/cm" else image
+    def _save(self, sample: str, modality: str, image: Tensor, affine: Tensor) -> None:
         stem = f"{safe_name(sample)}_{modality}"
-        nifti = self._write(self.output_dir / f"{stem}.nii.gz", values, affine)
+        nifti = self._write(self.output_dir / f"{stem}.nii.gz", image, affine)
         if self.png:
             with atomic_path(self.output_dir / f"{stem}.png") as draft:
                 write_png(np.asarray(nib.as_closest_canonical(nifti).dataobj), draft)

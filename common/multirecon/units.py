@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["WATER_ATTENUATION_70KEV", "attenuation_to_hu", "hu_to_attenuation"]
+__all__ = ["WATER_ATTENUATION_70KEV", "attenuation_to_hu", "hu_to_attenuation", "is_hounsfield_outside"]
 
 # NIST XCOM total attenuation of liquid water at 70 keV (the effective energy of a 120 kVp head scan), in 1/cm.
 WATER_ATTENUATION_70KEV = 0.1929
@@ -28,3 +28,13 @@ def attenuation_to_hu(attenuation: Tensor, *, water: float = WATER_ATTENUATION_7
         water: attenuation of water in 1/cm at the effective energy.
     """
     return 1000.0 * (attenuation / water - 1.0)
+
+
+def is_hounsfield_outside(name: str, unit: str) -> bool:
+    """Whether a modality is stated in HU at the border (files, images handed in and out): a CT image in 1/cm inside.
+
+    Args:
+        name: key of the modality.
+        unit: its unit inside.
+    """
+    return name == "ct" and unit == "1/cm"

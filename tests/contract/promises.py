@@ -11,6 +11,8 @@ from torch import Tensor
 
 from multirecon.bundle import Bundle, load, load_network, reinitialise
 from multirecon.measurement import Measurement
+from multirecon.space import ImageSpace
+from multirecon.units import attenuation_to_hu, is_hounsfield_outside
 
 BUNDLES = Path(os.environ.get("MULTIRECON_BUNDLES") or Path(__file__).resolve().parents[2] / "bundles")
 CPU = "$torch.device('cpu')"
@@ -74,6 +76,15 @@ def source_of(workflow: ConfigWorkflow) -> Any:
     """Return what turns an image stack into a measurement, or ``None`` for a method that takes measurements only."""
     inferer = workflow.inferer
     return getattr(inferer, "source", None) or getattr(getattr(inferer, "reconstructor", None), "source", None)
+
+
+def in_file_units(stack: Tensor, space: ImageSpace) -> Tensor:
+    """Return an image stack as a user hands it over: CT in HU."""
+    stack = stack.clone()
+    for modality in space.modalities:
+        if is_hounsfield_outside(modality.name, modality.unit):
+            stack[:, space.channels(modality.name)] = attenuation_to_hu(stack[:, space.channels(modality.name)])
+    return stack
 
 
 def unmeasured_as_image(measurement: Measurement, truth: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from contract.promises import (
     applicability_faults,
+    in_file_units,
     is_stochastic,
     loss_without_weights,
     quick,
@@ -174,6 +175,18 @@ def test_inferer_takes_what_label_and_deploy_call_it_with(workflow, scan):
     assert torch.equal(by_position.as_tensor(), by_name.as_tensor())
 
 
+def test_options_of_bundles_that_take_images(bundle, workflow):
+    """MONAI Label shows them; every one reaches the method, and the seed is among them."""
+    options = workflow.parser.get("displayable_configs") or {}
+    if source_of(workflow) is None:
+        assert not options, "options of a bundle that takes no images: nothing reads them"
+        return
+    assert "seed" in options
+    assert all(isinstance(value, str | int | float | bool) for value in options.values()), "a list is a choice of one"
+    changed = quick(bundle, **{"displayable_configs#seed": "7"})  # a user interface hands over text
+    assert (changed.inferer.seed, source_of(changed).seed) == (7, 7)
+
+
 def test_images_come_back_on_their_own_grid(bundle, workflow, scan):
     """What MONAI Label and Deploy hand over: a stack of slices, or a volume of any orientation."""
     accepts = bundle.metadata["multirecon"].get("accepts")
@@ -184,7 +197,7 @@ def test_images_come_back_on_their_own_grid(bundle, workflow, scan):
         with pytest.raises(ValueError, match="expected a Measurement"), torch.no_grad():
             workflow.inferer(scan[1], workflow.parser.get_parsed_content("network"))
         return
-    _, truth = scan
+    truth = in_file_units(scan[1], source.space)
     network = workflow.parser.get_parsed_content("network")
     with torch.no_grad():
         result = workflow.inferer(MetaTensor(truth[:1]), network)

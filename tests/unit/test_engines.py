@@ -89,6 +89,13 @@ def test_saved_files_have_grid_unit_and_name(tmp_path):
     assert np.all(trust.get_fdata()[..., 1] == 0)  # no measurement of ct
 
 
+def test_results_of_images_are_in_the_units_of_files_already(tmp_path):
+    space = ImageSpace([Modality("ct", unit="1/cm")], (4, 5), (1.0, 1.0))
+    pred = MetaTensor(torch.full((1, 1, 4, 5), 40.0), affine=torch.eye(4))
+    run_save(tmp_path, pred, torch.zeros(1), ["i"], space=space, png=False)
+    assert np.allclose(nib.load(tmp_path / "out" / "i_ct.nii.gz").get_fdata(), 40.0)
+
+
 def test_trust_maps_may_be_left_out(tmp_path):
     measurement, truth = PrepareMeasurement(ACQUISITION)(collate(items()))
     names = run_save(tmp_path, MetaTensor(truth), measurement, ["a", "b"], trust=False, modalities=["t1"], png=False)

@@ -24,7 +24,9 @@ __all__ = ["guard", "root_cause", "unknown_keys"]
 
 TRACEBACK_SETTING = "MULTIRECON_TRACEBACK"
 # Read by MONAI itself, by MONAI Label, or by MONAI's experiment tracking, though no config refers to them.
-READ_ELSEWHERE = ("_meta_", "imports", "initialize", "run", "finalize", "displayable_configs", "save_execute_config")
+READ_ELSEWHERE = ("_meta_", "imports", "initialize", "run", "finalize", "save_execute_config")
+# The options that MONAI Label shows: each must reach something, or it would be a knob that turns nothing.
+OPTIONS = "displayable_configs"
 
 
 def guard(*, allow: Sequence[str] = ()) -> None:
@@ -81,6 +83,9 @@ def _unknown(config: Mapping[str, Any], prefix: str, known: set[str]) -> Iterabl
     for key, value in config.items():
         name = f"{prefix}{key}"
         if name in known or str(key).startswith("_") or value is None:  # null: a key that was taken back
+            continue
+        if name == OPTIONS and isinstance(value, dict):
+            yield from _unknown(value, f"{name}::", known)
             continue
         if any(k.startswith(f"{name}::") for k in known):
             if isinstance(value, dict) and "_target_" not in value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,9 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from ..acquisition import Acquisition, CleanImage
 from ..measurement import Measurement
 from ..space import ImageSpace
+from .image_source import ImageSource
 
 __all__ = ["Capability", "ImageSource", "PosteriorSampler", "Reconstructor"]
 
@@ -73,81 +73,6 @@ class Capability:
             if missing:
                 reasons.append(f"targets: expected measured modalities, got {missing} without a measurement")
         return reasons
-
-
-class ImageSource:
-    """Turns an image stack, as MONAI Label and Deploy hand it over, into a Measurement.
-
-    The channels that hold images are named; an ``acquisition`` asks for a retrospective simulated scan of some of them.
-
-    Args:
-        space: image space of the stack (modalities in channel order).
-        available: modalities that are handed in; the default is all of them.
-        acquisition: simulated scans; without it every available modality is a clean image.
-        percentile: divide every available channel by this percentile of its positive values (MR images come in
-            arbitrary units, priors expect about [0, 1]); ``None`` leaves the values alone. :meth:`restore` undoes it.
-    """
-
-    def __init__(
-        self,
-        space: ImageSpace,
-        *,
-        available: Sequence[str] | None = None,
-        acquisition: Acquisition | None = None,
-        percentile: float | None = None,
-    ) -> None:
-        self.space = space
-        self.available = tuple(available) if available is not None else space.names
-        self.acquisition = acquisition
-        self.percentile = percentile
-        for name in self.available:
-            space[name]
-        if percentile is not None and not 0 < percentile <= 100:
-            raise ValueError(f"percentile: expected a number in (0, 100], got {percentile}")
-
-    def __call__(self, stack: Tensor, samples: Sequence[str] | None = None) -> Measurement:
-        """Return the measurement of a stack ``(B, C, *shape)``: all channels of the space, or the available ones alone.
-
-        Raises:
-            ValueError: if the channel count or grid differs from the space, or an available channel is not finite.
-        """
-        affine = getattr(stack, "affine", None)
-        plain = stack.as_tensor() if isinstance(stack, MetaTensor) else stack
-        given = self.space if plain.shape[1] == self.space.num_channels else self.space.select(self.available)
-        given.check(plain)
-        fine = {name: plain[:, given.channels(name)].float() for name in self.available}
-        for name, image in fine.items():
-            if not torch.isfinite(image).all():
-                raise ValueError(
-                    f"image: expected finite values in channel {name!r}, got NaN or Inf "
-                    "(a missing modality is named in 'available', never coded as NaN)"
-                )
-        scales = {name: self._scale(image) for name, image in fine.items()}
-        clean = {name: CleanImage() for name in self.available}
-        acquisition = self.acquisition or Acquisition(self.space, clean, key="image")
-        usable = affine if affine is not None and affine.shape[-2:] == (4, 4) else None
-        return acquisition(
-            {name: image / scales[name] for name, image in fine.items()},
-            samples or [f"image-{i}" for i in range(len(plain))],
-            affine=usable,
-            metadata={"simulated": self.acquisition is not None, "intensity_scale": scales},
-        )
-
-    def _scale(self, image: Tensor) -> float:
-        if self.percentile is None:
-            return 1.0
-        positive = image[image > 0]
-        if not positive.numel():
-            return 1.0
-        # torch.quantile is limited to 2**24 values: a regular subsample is as good for a percentile.
-        return float(torch.quantile(positive[:: 1 + positive.numel() // 2**22], self.percentile / 100))
-
-    @staticmethod
-    def restore(result: Tensor, measurement: Measurement) -> Tensor:
-        """Return the result ``(B, C, *shape)`` in the units of the image that was handed in."""
-        scales = measurement.metadata.get("intensity_scale", {})
-        factors = [scales.get(m.name, 1.0) for m in measurement.space.modalities for _ in range(m.channels)]
-        return result * torch.tensor(factors, device=result.device).reshape(1, -1, *[1] * (result.ndim - 2))
 
 
 class Reconstructor(Inferer):

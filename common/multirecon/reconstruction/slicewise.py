@@ -28,15 +28,24 @@ class SliceWise(Inferer):
       the head and keeping the native slice distance, reconstructed, and resampled back: shape, affine and
       orientation of the result are those of the input.
 
+    Images are handed in and back in the units of files (CT in HU); measurements give images in the units used inside.
+
     Args:
         reconstructor: the 2D method.
         space: its image space; orientation of the slices is that of ``space.affine``.
         batch_size: slices a batch.
         progress: show a progress bar where there is more than one batch.
+        seed: seed of the random numbers of a call that brings no generator (MONAI's engines, Label and Deploy).
     """
 
     def __init__(
-        self, reconstructor: Reconstructor, *, space: ImageSpace, batch_size: int = 16, progress: bool = True
+        self,
+        reconstructor: Reconstructor,
+        *,
+        space: ImageSpace,
+        batch_size: int = 16,
+        progress: bool = True,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if len(space.shape) != 2:
@@ -47,6 +56,7 @@ class SliceWise(Inferer):
         self.space = space
         self.batch_size = batch_size
         self.progress = progress
+        self.seed = seed
 
     @property
     def capability(self) -> Any:
@@ -66,6 +76,7 @@ class SliceWise(Inferer):
         Raises:
             ValueError: if the input is neither of the three, or the batch of a volume is not one.
         """
+        generator = generator or torch.Generator().manual_seed(self.seed)
         if isinstance(inputs, Measurement):
             return self._measurement(inputs, network, generator, kwargs)
         if inputs.ndim == 4:
@@ -84,13 +95,12 @@ class SliceWise(Inferer):
         self,
         measurement: Measurement,
         network: nn.Module | None,
-        generator: torch.Generator | None,
+        generator: torch.Generator,
         kwargs: dict[str, Any],
     ) -> MetaTensor:
         starts = range(0, measurement.batch_size, self.batch_size)
         if len(starts) == 1:
             return self.reconstructor(measurement, network, generator=generator, **kwargs)
-        generator = generator or torch.Generator().manual_seed(0)
         results = [
             self.reconstructor(
                 measurement.samples(start, min(start + self.batch_size, measurement.batch_size)),
@@ -103,24 +113,24 @@ class SliceWise(Inferer):
         return MetaTensor(torch.cat([r.as_tensor() for r in results]), affine=results[0].affine)
 
     def _volume(
-        self, volume: Tensor, network: nn.Module | None, generator: torch.Generator | None, kwargs: dict[str, Any]
+        self, volume: Tensor, network: nn.Module | None, generator: torch.Generator, kwargs: dict[str, Any]
     ) -> MetaTensor:
+        source = self.reconstructor.source
+        if source is None:
+            raise ValueError("inputs: expected a Measurement, got a volume and no 'source' in the inferer")
         native = torch.as_tensor(getattr(volume, "affine", torch.eye(4)), dtype=torch.float64).reshape(-1, 4, 4)[0]
-        image = MetaTensor(volume[0].as_tensor() if isinstance(volume, MetaTensor) else volume[0], affine=native)
+        # in the units used inside before anything is interpolated: what lies outside the volume is air, 0 and not 0 HU
+        inside = source.enter(volume.as_tensor() if isinstance(volume, MetaTensor) else volume)
+        image = MetaTensor(inside[0], affine=native)
         grid, size = self._slice_grid(image, native)
         to_slices = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False)
         stack = to_slices(image, dst_affine=grid, spatial_size=size)
         slices = stack.as_tensor().permute(3, 0, 1, 2).contiguous()
-        source = self.reconstructor.source
-        if source is None:
-            raise ValueError("inputs: expected a Measurement, got a volume and no 'source' in the inferer")
-        measurement = source(slices, [f"slice-{k}" for k in range(len(slices))])
-        result = ImageSource.restore(
-            self._measurement(measurement, network, generator, kwargs).as_tensor(), measurement
-        )
+        measurement = source.measure(slices, [f"slice-{k}" for k in range(len(slices))])
+        result = self._measurement(measurement, network, generator, kwargs).as_tensor()
         back = MetaTensor(result.permute(1, 2, 3, 0).contiguous(), affine=grid)
-        native_result = to_slices(back, dst_affine=native, spatial_size=tuple(volume.shape[2:]))
-        return MetaTensor(native_result.as_tensor()[None], affine=native)
+        native_result = to_slices(back, dst_affine=native, spatial_size=tuple(volume.shape[2:])).as_tensor()[None]
+        return MetaTensor(ImageSource.restore(native_result, measurement), affine=native)
 
     def _slice_grid(self, image: MetaTensor, native: Tensor) -> tuple[Tensor, Sequence[int]]:
         """Return affine and size ``(H, W, slices)`` of the axial slice grid centred on the foreground of the volume."""

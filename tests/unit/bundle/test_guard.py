@@ -63,6 +63,14 @@ def test_keys_of_tasks_label_and_tracking_are_known(tiny, tmp_path):
     assert unknown_keys(load(tiny, overlays=[overlay])) == []
 
 
+def test_an_option_that_turns_nothing_is_refused(tiny):
+    """MONAI Label shows `displayable_configs` as options; what nothing refers to would be a knob without a wire."""
+    workflow = load(tiny)
+    workflow.parser["displayable_configs"] = {"seed": 0, "steps": 3}
+    workflow.parser["handlers"] = [{"_target_": "dict", "seed": "$int(@displayable_configs#seed)"}]
+    assert [line.split("'")[1] for line in unknown_keys(workflow)] == ["displayable_configs::steps"]
+
+
 def test_an_expression_counts_as_a_reference(tiny):
     workflow = load(tiny)
     workflow.parser["steps"] = 3
