@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dataset info": ("multirecon.data.commands:dataset_info", "say what is in such a set, and check its files"),
     "anatomies download": ("multirecon.data.commands:anatomies_download", "fetch the public head label maps"),
     "anatomies list": ("multirecon.data.commands:anatomies_list", "list the anatomies at hand"),
+    "label bundles": ("multirecon.interop.label:list_bundles", "say what MONAI Label can serve, and why not the rest"),
+    "label prepare": ("multirecon.interop.label:prepare_app", "make the folder of a MONAI Label server"),
     "version": ("multirecon.harness.commands:version", "print versions"),
 }
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")

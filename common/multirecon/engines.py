@@ -175,6 +175,8 @@ class SaveReconstructions:
         affines = inputs.space.affine if isinstance(inputs, Measurement) else torch.as_tensor(pred.affine)
         affines = affines.reshape(-1, 4, 4).double().expand(len(pred), 4, 4)
         ids = sample_names(batch.get("id"), len(pred))
+        if not isinstance(inputs, Measurement):  # of images, the result may hold one modality only, and says so
+            space = space.select(getattr(pred, "meta", {}).get("modalities", space.names))
         for index, name in enumerate(ids):
             for modality in self.modalities or space.names:
                 image = _plain(pred)[index, space.channels(modality)].detach().cpu()

@@ -36,6 +36,8 @@ class SliceWise(Inferer):
         batch_size: slices a batch.
         progress: show a progress bar where there is more than one batch.
         seed: seed of the random numbers of a call that brings no generator (MONAI's engines, Label and Deploy).
+        target: the one modality to return of images that were handed in (a viewer shows one image); empty: all of
+            them. The result names its channels, ``result.meta["modalities"]``.
     """
 
     def __init__(
@@ -46,17 +48,21 @@ class SliceWise(Inferer):
         batch_size: int = 16,
         progress: bool = True,
         seed: int = 0,
+        target: str = "",
     ) -> None:
         super().__init__()
         if len(space.shape) != 2:
             raise ValueError(f"space: expected a 2D grid, got shape {space.shape}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected >= 1, got {batch_size}")
+        if target:
+            space[target]  # raises on an unknown name
         self.reconstructor = reconstructor
         self.space = space
         self.batch_size = batch_size
         self.progress = progress
         self.seed = seed
+        self.target = target
 
     @property
     def capability(self) -> Any:
@@ -84,7 +90,7 @@ class SliceWise(Inferer):
                 raise ValueError("inputs: expected a Measurement, got an image stack and no 'source' in the inferer")
             measurement = self.reconstructor.source(inputs)
             result = self._measurement(measurement, network, generator, kwargs)
-            return MetaTensor(ImageSource.restore(result.as_tensor(), measurement), affine=result.affine)
+            return self._leave(ImageSource.restore(result.as_tensor(), measurement), result.affine)
         if inputs.ndim != 5 or inputs.shape[0] != 1:
             raise ValueError(
                 f"inputs: expected (B, C, H, W) slices or one volume (1, C, X, Y, Z), got {tuple(inputs.shape)}"
@@ -130,7 +136,13 @@ class SliceWise(Inferer):
         result = self._measurement(measurement, network, generator, kwargs).as_tensor()
         back = MetaTensor(result.permute(1, 2, 3, 0).contiguous(), affine=grid)
         native_result = to_slices(back, dst_affine=native, spatial_size=tuple(volume.shape[2:])).as_tensor()[None]
-        return MetaTensor(ImageSource.restore(native_result, measurement), affine=native)
+        return self._leave(ImageSource.restore(native_result, measurement), native)
+
+    def _leave(self, result: Tensor, affine: Tensor) -> MetaTensor:
+        """Return what was asked for of a result ``(B, C, ...)``, with the names of its channels."""
+        names = [self.target] if self.target else list(self.space.names)
+        chosen = result[:, self.space.channel_index(names)] if self.target else result
+        return MetaTensor(chosen, affine=affine, meta={"modalities": names})
 
     def _slice_grid(self, image: MetaTensor, native: Tensor) -> tuple[Tensor, Sequence[int]]:
         """Return affine and size ``(H, W, slices)`` of the axial slice grid centred on the foreground of the volume."""
