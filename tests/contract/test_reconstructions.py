@@ -201,14 +201,16 @@ def test_images_come_back_on_their_own_grid(bundle, workflow, scan):
     network = workflow.parser.get_parsed_content("network")
     with torch.no_grad():
         result = workflow.inferer(MetaTensor(truth[:1]), network)
-        assert result.shape == truth[:1].shape
+        named = result.meta.get("modalities", source.space.names)  # one of them, where the option `target` names it
+        channels = len(source.space.channel_index(named))
+        assert result.shape == (1, channels, *truth.shape[2:])
         assert torch.isfinite(result.as_tensor()).all()
         if isinstance(workflow.inferer, SliceWise):
             # axes swapped and one flipped, three slices
             volume = truth[:1].repeat_interleave(3, 0).permute(1, 3, 0, 2).flip(0)[None].contiguous()
             affine = torch.tensor([[0, 0, -1.9, 80], [1.8, 0, 0, -70], [0, 5, 0, 3], [0, 0, 0, 1]], dtype=torch.float64)
             result = workflow.inferer(MetaTensor(volume, affine=affine), network)
-            assert result.shape == volume.shape
+            assert result.shape == (1, channels, *volume.shape[2:])
             assert torch.equal(result.affine, affine)
             assert torch.isfinite(result.as_tensor()).all()
 

@@ -96,6 +96,12 @@ def test_results_of_images_are_in_the_units_of_files_already(tmp_path):
     assert np.allclose(nib.load(tmp_path / "out" / "i_ct.nii.gz").get_fdata(), 40.0)
 
 
+def test_one_target_of_several_modalities_is_saved_under_its_name(tmp_path):
+    space = ImageSpace(["t1", "flair"], (4, 5), (1.0, 1.0))
+    pred = MetaTensor(torch.rand(1, 1, 4, 5), affine=torch.eye(4), meta={"modalities": ["flair"]})
+    assert run_save(tmp_path, pred, torch.zeros(1), ["i"], space=space, png=False) == ["i_flair.nii.gz"]
+
+
 def test_trust_maps_may_be_left_out(tmp_path):
     measurement, truth = PrepareMeasurement(ACQUISITION)(collate(items()))
     names = run_save(tmp_path, MetaTensor(truth), measurement, ["a", "b"], trust=False, modalities=["t1"], png=False)

@@ -2,7 +2,7 @@
 
 The application ``monaibundle`` of MONAI Label runs any bundle that has MONAI's standard keys: it hands over one image
 (several modalities on the last axis), shows ``displayable_configs`` as options, and returns one image on the same grid.
-Nothing of MONAI Label is imported here; its server has an environment of its own (``ci/label_env.sh``).
+Nothing of MONAI Label is imported here; its server has an environment of its own (``ci/interop_env.sh label``).
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def application_of(python: str | os.PathLike[str]) -> Path:
         raise ValueError(f"python: expected an interpreter, got {str(python)!r} ({error})") from None
     place = Path(done.stdout.strip()) / "monailabel" / "sample-apps" / APP
     if not (place / "main.py").is_file():
-        raise ValueError(f"python: expected one with MONAI Label installed (ci/label_env.sh), got {str(python)!r}")
+        raise ValueError(
+            f"python: expected one with MONAI Label installed (ci/interop_env.sh label), got {str(python)!r}"
+        )
     return place
 
 
@@ -153,7 +155,7 @@ def prepare_app(app: Path, python: str, *, bundles: tuple[str, ...] = (), folder
 
     Args:
         app: the folder to make.
-        python: interpreter of MONAI Label's environment (ci/label_env.sh makes one).
+        python: interpreter of MONAI Label's environment (`ci/interop_env.sh label` makes one).
         bundles: names or folders, separated by commas; every bundle that takes images by default.
         folder: folder of the bundles; by default the setting MULTIRECON_BUNDLES, else ./bundles.
     """

@@ -145,6 +145,22 @@ def test_the_seed_reaches_noise_and_sampler():
     assert not torch.equal(own(stack, None, generator=torch.Generator().manual_seed(9)).as_tensor(), drawn(3))
 
 
+def test_a_target_is_returned_alone_and_named():
+    source = ImageSource(SPACE)
+    stack = head()
+    whole = SliceWise(Passing(source=source), space=SPACE)(stack, None)
+    assert whole.meta["modalities"] == list(SPACE.names)
+    one = SliceWise(Passing(source=source), space=SPACE, target="ct")(stack, None)
+    assert one.meta["modalities"] == ["ct"]
+    assert torch.equal(one.as_tensor(), whole.as_tensor()[:, 2:3])
+    volume = MetaTensor(stack[..., None].repeat(1, 1, 1, 1, 2), affine=torch.diag(torch.tensor([8.0, 8.0, 5.0, 1.0])))
+    assert SliceWise(Passing(source=source), space=SPACE, target="ct")(volume, None).shape == (1, 1, 24, 24, 2)
+    measurement = source(stack)  # of measurements the whole stack is returned: tasks choose their targets
+    assert SliceWise(Passing(), space=SPACE, target="ct")(measurement, None).shape == stack.shape
+    with pytest.raises(ValueError, match="expected one of"):
+        SliceWise(Passing(source=source), space=SPACE, target="t3")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
