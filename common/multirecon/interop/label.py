@@ -79,9 +79,8 @@ def application_of(python: str | os.PathLike[str]) -> Path:
         raise ValueError(f"python: expected an interpreter, got {str(python)!r} ({error})") from None
     place = Path(done.stdout.strip()) / "monailabel" / "sample-apps" / APP
     if not (place / "main.py").is_file():
-        raise ValueError(
-            f"python: expected one with MONAI Label installed (ci/interop_env.sh label), got {str(python)!r}"
-        )
+        expected = "an interpreter that has MONAI Label (ci/interop_env.sh label makes one)"
+        raise ValueError(f"python: expected {expected}, got {str(python)!r}")
     return place
 
 

@@ -102,7 +102,7 @@ def test_commands_print_what_is_served_and_how_to_start(capsys, tmp_path, monkey
 
 
 def test_an_interpreter_without_the_server_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"python: expected one with MONAI Label installed \(ci/interop_env.sh label"):
+    with pytest.raises(ValueError, match=r"python: expected an interpreter that has MONAI Label \(ci"):
         application_of(sys.executable)
     with pytest.raises(ValueError, match="python: expected an interpreter"):
         application_of(tmp_path / "nothing")
