@@ -25,7 +25,7 @@ from ..operators import (
 from .base import Scan, ScanContext, ScanResult
 from .ct import covering_bins, rays_per_bin
 
-__all__ = ["PolyenergeticCT", "SpectralSlices"]
+__all__ = ["PolyenergeticCT", "SpectralSlices", "attenuation_at"]
 
 BASIS = ("water", "bone")
 MODELS = ("polyenergetic", "effective")
@@ -170,6 +170,21 @@ class PolyenergeticCT(Scan):
 
     def _beam(self, shape: Sequence[int], spacing_mm: Sequence[float], bins: int, pitch_mm: float) -> ParallelBeam:
         return ParallelBeam(shape, spacing_mm, views=self.views, bins=bins, bin_spacing_mm=pitch_mm, arc=self.arc)
+
+
+def attenuation_at(hu: Tensor, energies_kev: Sequence[float]) -> Tensor:
+    """Return the attenuation in 1/cm at some photon energies of CT numbers, ``(B, energies, H, W)``.
+
+    Args:
+        hu: CT numbers in HU, ``(B, 1, H, W)``.
+        energies_kev: photon energies in keV.
+
+    Example:
+        >>> attenuation_at(torch.zeros(1, 1, 1, 1), [60.0, 80.0]).flatten()
+        tensor([0.2059, 0.1837])
+    """
+    mixing = mass_attenuation(BASIS, energies_kev).T.to(hu)
+    return torch.einsum("km,bmhw->bkhw", mixing, torch.cat(materials_from_hu(hu), dim=1))
 
 
 def _spectrum(

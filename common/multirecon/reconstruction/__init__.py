@@ -1,6 +1,7 @@
 """Reconstructors: the methods, as MONAI inferers."""
 
 from .base import Capability, ImageSource, PosteriorSampler, Reconstructor
+from .dictionaries import AnalysisReconstruction, SynthesisReconstruction
 from .fbp import FilteredBackProjection
 from .penalised_least_squares import PenalisedLeastSquares
 from .posterior import DecomposedSampling, PosteriorSampling
@@ -11,6 +12,7 @@ from .unrolled import UnrolledReconstructor
 from .variational import TotalVariationReconstruction, WaveletSense
 
 __all__ = [
+    "AnalysisReconstruction",
     "Capability",
     "DecomposedSampling",
     "FilteredBackProjection",
@@ -20,6 +22,7 @@ __all__ = [
     "PosteriorSampling",
     "Reconstructor",
     "SliceWise",
+    "SynthesisReconstruction",
     "Tikhonov",
     "TotalVariationReconstruction",
     "Tuning",

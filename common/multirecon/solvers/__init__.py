@@ -7,6 +7,7 @@ from .em import bsrem, map_em, mlem, one_step_late, osem, subset_order
 from .fista import fista
 from .pdhg import PDHGResult, pdhg
 from .proximal import data_proximal
+from .quasi_newton import bounded_quasi_newton
 from .sirt import sirt
 from .surrogate import separable_surrogate
 from .terms import Callback, DataTerm
@@ -18,6 +19,7 @@ __all__ = [
     "DataTerm",
     "PDHGResult",
     "admm",
+    "bounded_quasi_newton",
     "bsrem",
     "conjugate_gradient",
     "data_proximal",
