@@ -105,21 +105,23 @@ class _DictionaryReconstruction(Reconstructor):
         Raises:
             ValueError: if there is no network, or the grid is smaller than a filter.
         """
-        if network is None or not isinstance(getattr(network, "filters", None), Tensor):
+        filters = getattr(network, "filters", None)
+        if not isinstance(filters, Tensor):
             raise ValueError(f"network: expected a bank of filters, got {type(network).__name__}")
-        size = tuple(network.filters.shape[2:])  # type: ignore[union-attr, operator]
+        size = tuple(filters.shape[2:])
         if any(n < s for n, s in zip(measurement.space.shape, size, strict=True)):
             raise ValueError(f"grid: expected at least {size} pixels, got {measurement.space.shape}")
         self.objectives = []
         with torch.no_grad():
             stacks = [
-                self._sample(measurement.samples(k, k + 1), network, callback) for k in range(measurement.batch_size)
+                self._sample(measurement.samples(k, k + 1), filters.detach(), callback)
+                for k in range(measurement.batch_size)
             ]
         return torch.cat(stacks)
 
-    def _sample(self, measurement: Measurement, network: nn.Module, callback: Callback | None) -> Tensor:
+    def _sample(self, measurement: Measurement, filters: Tensor, callback: Callback | None) -> Tensor:
         space = measurement.space
-        images = {n: measurement.y[n] for n in measurement.available if _is_given(measurement, n)}
+        images = {n: measurement.y[n] for n in measurement.given}
         blocks = [self._block(measurement, n) for n in measurement.available if n not in images]
         self.objectives.append([])
         if not blocks:
@@ -128,7 +130,6 @@ class _DictionaryReconstruction(Reconstructor):
         images = {**given, **{b.name: self._start(b) for b in blocks}}
         names = [n for n in space.names if n in images]
         part = space.select(names)
-        filters: Tensor = network.filters  # type: ignore[assignment]
         bank = filters if len(filters) == 1 else filters[space.channel_index(names)]
         x = torch.cat([images[n] for n in names], dim=1)
         curvature = torch.cat([
@@ -351,11 +352,6 @@ class _Dictionary(_Prior):
     def value(self, x: Tensor) -> Tensor:
         residual = self.synthesis - self.unit * high_pass(x, self.smoothing)
         return coding_objective(residual, self.codes, **self.terms).sum()
-
-
-def _is_given(measurement: Measurement, name: str) -> bool:
-    likelihood = measurement.likelihood[name]
-    return measurement.operator.is_clean(name) and isinstance(likelihood, Gaussian) and likelihood.is_exact
 
 
 def _clean(space: ImageSpace, name: str) -> float:
