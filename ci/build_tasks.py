@@ -65,6 +65,11 @@ SWEEPS: dict[str, tuple[str, str, dict[str, float]]] = {
         "log",
         {"pet_counts_2p5": 2.5, "pet_counts_5": 5, "pet_counts_10": 10, "pet_counts_50": 50},
     ),
+    "petct_counts": (
+        "FDG PET counts beside a CT of one dose (trues a pixel)",
+        "log",
+        {"petct_counts_2p5": 2.5, "petct_lowdose": 5, "petct_counts_20": 20},
+    ),
     "ct_synthesis_inputs": (
         "Clean MR images that CT is made from (T1; T2*; FLAIR)",
         "linear",
@@ -239,6 +244,23 @@ def transmission() -> list[dict[str, Any]]:
     ]
 
 
+def patterns() -> list[dict[str, Any]]:
+    """The benchmark of the lecture: 333 patterns of a single-pixel camera for 64 x 64 pixels."""
+    camera = task(
+        "hadamard_8pct",
+        "T1 of 64 x 64 pixels from the 333 Hadamard patterns (8 %) of largest variance",
+        "mr",
+        {"t1": scan("HadamardCamera", patterns=333, sigma=0.01, blur_mm=2.0)},
+    )
+    camera["space"] |= {"shape": [64, 64], "spacing_mm": [3.75, 3.75]}
+    camera["dataset"] |= {
+        "shape": [64, 64],
+        "spacing_mm": 3.75,
+        "config": {"spacing_mm": [1.875, 1.875, 1.875], "matrix": 128},
+    }
+    return [camera]
+
+
 def emission() -> list[dict[str, Any]]:
     tasks = [
         task(
@@ -249,8 +271,21 @@ def emission() -> list[dict[str, Any]]:
         )
         for counts in (2.5, 5.0, 10.0, 50.0)
     ]
+    # the CT of petct_lowdose, with half and with four times its PET counts
+    fixed = ct(120, 1e4, **SCATTERED)
+    degraded = [
+        task(
+            f"petct_counts_{f'{counts:g}'.replace('.', 'p')}",
+            f"FDG PET from {counts:g} trues a pixel and CT from 120 views of 1e4 photons, attenuation from that CT",
+            "pet_ct",
+            {"ct": fixed, "pet_fdg": pet(counts, "ct")},
+            key="petct_lowdose",
+        )
+        for counts in (2.5, 20.0)
+    ]
     return [
         *tasks,
+        *degraded,
         task(
             "pet_mr_lowdose",
             "FDG PET from 5 trues a pixel and T1 from 4x k-space, attenuation from classes of the MR image",
@@ -356,7 +391,7 @@ def volumes() -> list[dict[str, Any]]:
 
 def catalogue() -> dict[str, str]:
     """Return file name -> content."""
-    groups = paper_mr(), clinical_mr(), transmission(), emission(), synthesis(), energies(), volumes()
+    groups = paper_mr(), clinical_mr(), patterns(), transmission(), emission(), synthesis(), energies(), volumes()
     return {f"{t['name']}.json": json.dumps(t, indent=2) + "\n" for group in groups for t in group}
 
 

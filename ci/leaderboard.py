@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fill the tables of README, documentation and model cards from recorded results; no number is typed.
+"""Fill the tables of README, documentation and model cards from bundles and recorded results; no number is typed.
 
     python ci/leaderboard.py            rewrite what stands between the marks below
     python ci/leaderboard.py --check    change nothing; exit code 1 and the names of the files that are stale
@@ -9,6 +9,8 @@ Marks, each on a line of its own, in README.md, docs/**/*.md and bundles/*/docs/
     <!-- leaderboard task=flair_x4 metrics=psnr,ssim -->    all methods on one task
     <!-- leaderboard method=sense_mr -->                    one bundle, with its variants, on all tasks
     <!-- end leaderboard -->
+    <!-- bundles -->                                        the bundles themselves, from their metadata
+    <!-- end bundles -->
 
 The results are those of `multirecon evaluate` (joined by `multirecon merge`) kept in docs/leaderboard/.
 """
@@ -21,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from multirecon.bundle.folder import Bundle, discover
 from multirecon.files import atomic_path
 from multirecon.harness.leaderboard import Board, boards, select
 from multirecon.harness.records import read_records
@@ -29,8 +32,11 @@ from multirecon.harness.tables import cell, column_head, costs, difference, esca
 
 FILES = ("README.md", "docs/**/*.md", "bundles/*/docs/README.md")
 RESULTS = "docs/leaderboard"
+BASELINE = "tikhonov_petmrct"  # the bar: paired differences refer to it where it took the task
 BLOCK = re.compile(r"^(<!-- leaderboard (?P<what>[^>]*?) *-->)\n.*?^(<!-- end leaderboard -->)$", re.M | re.S)
+SHELF = re.compile(r"^(<!-- bundles -->)\n.*?^(<!-- end bundles -->)$", re.M | re.S)
 OPENING = re.compile(r"^<!-- leaderboard ", re.M)
+SHELF_OPENING = re.compile(r"^<!-- bundles -->$", re.M)
 METRICS = ("psnr", "ssim")
 
 
@@ -40,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1], help="the checkout")
     options = parser.parse_args(arguments)
     try:
-        tables = read_boards(options.root / RESULTS)
+        tables, shelf = read_boards(options.root / RESULTS), read_bundles(options.root / "bundles")
         stale = []
         for path in sorted({p for pattern in FILES for p in options.root.glob(pattern)}):
             old = path.read_text(encoding="utf-8")
-            new = fill(old, tables, str(path.relative_to(options.root)))
+            new = fill(old, tables, str(path.relative_to(options.root)), shelf)
             if new != old:
                 stale.append(str(path.relative_to(options.root)))
                 if not options.check:
@@ -69,15 +75,25 @@ def read_boards(folder: Path) -> list[Board]:
     if problems or selection.refused:
         refused = [f"other data under the same name: {r.method} {r.question}" for r in selection.refused]
         raise ValueError(f"{folder}: expected consistent records, got {'; '.join([*problems, *refused])}")
-    return boards(selection, targets={name: info.targets for name, info in read_tasks(folder).items()})
+    return boards(
+        selection, baseline=BASELINE, targets={name: info.targets for name, info in read_tasks(folder).items()}
+    )
 
 
-def fill(text: str, tables: Sequence[Board], name: str) -> str:
+def read_bundles(folder: Path) -> list[Bundle]:
+    """Return the bundles of the checkout, sorted by name; none where there are none."""
+    return discover(folder) if any(folder.glob("*/configs/metadata.json")) else []
+
+
+def fill(text: str, tables: Sequence[Board], name: str, shelf: Sequence[Bundle] = ()) -> str:
     """Return the text with every block filled.
 
     Raises:
         ValueError: naming the file, on a mark that is not closed or does not say `task=` or `method=`.
     """
+    if len(SHELF_OPENING.findall(text)) != len(SHELF.findall(text)):
+        raise ValueError(f"{name}: expected every '<!-- bundles -->' to be closed by '<!-- end bundles -->'")
+    text = SHELF.sub(lambda match: f"{match[1]}\n{bundle_table(shelf)}\n{match[2]}", text)
     if len(OPENING.findall(text)) != len(BLOCK.findall(text)):
         raise ValueError(
             f"{name}: expected every '<!-- leaderboard ... -->' to be closed by '<!-- end leaderboard -->'"
@@ -96,6 +112,19 @@ def fill(text: str, tables: Sequence[Board], name: str) -> str:
         return f"{match[1]}\n{content}\n{match[3]}"
 
     return BLOCK.sub(block, text)
+
+
+def bundle_table(shelf: Sequence[Bundle]) -> str:
+    """Return one line a bundle: what it is, for which families of tasks, and whether it was trained."""
+    if not shelf:
+        return "No bundles yet."
+    lines = ["| bundle | method | families | learned | variants |", "|---|---|---|---|---|"]
+    for bundle in shelf:
+        words = [str(bundle.metadata.get("description", "")), ", ".join(bundle.families) or "–"]
+        cells = [f"[`{bundle.name}`](bundles/{bundle.root.name}/docs/README.md)", *map(escape_markdown, words)]
+        cells += ["yes" if bundle.learned else "no", ", ".join(f"`{v}`" for v in bundle.variants) or "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def task_table(tables: Sequence[Board], task: str, metrics: Sequence[str]) -> str:

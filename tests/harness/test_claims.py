@@ -128,6 +128,25 @@ def test_a_ratio_of_costs():
     assert (outcome.verdict, outcome.note) == ("not tested", "devices differ: cpu, gpu")
 
 
+def test_a_cost_by_itself_and_the_iterations_until_settled():
+    records = [
+        replace(r, seconds=s, device=n, settling={"settling_iterations": 10 * s})
+        for n, s in (("x", 8.0), ("y", 2.0))
+        for r in rows("t", n, dict.fromkeys("abc", 1.0))
+    ]
+    test = {"kind": "ratio", "task": "t", "of": "x", "cost": "settling_iterations"}
+    found = finding({**test, "at_most": 100}, records=records)
+    assert found.verdict == "holds"
+    assert found.outcomes[0].measured.mean == pytest.approx(80.0)
+    assert "t: iterations until settled of x at most 100" in found.outcomes[0].text
+    assert verdict({**test, "at_least": 100}, records=records) == "fails"
+    assert verdict({**test, "cost": "seconds", "at_most": 9}, records=records) == "holds"
+    # iterations, unlike seconds, do not depend on the device
+    assert verdict({**test, "to": "y", "at_least": 3}, records=records) == "holds"
+    assert verdict({**test, "to": "y", "cost": "seconds", "at_least": 3}, records=records) == "not tested"
+    assert verdict({**test, "cost": "settling_seconds", "at_most": 9}, records=records) == "not tested"
+
+
 def test_a_trend_along_a_family_of_tasks():
     family = {"t2": 2, "t4": 4, "t8": 8}
     records = [r for t, n in family.items() for r in rows(t, "x", {a: 30 - n + i for i, a in enumerate("abc")})]

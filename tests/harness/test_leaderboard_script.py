@@ -1,6 +1,7 @@
 """Tables of the documentation are generated, and CI notices when they are stale."""
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,9 +51,28 @@ def test_tables_are_filled_and_staleness_is_noticed(script, tmp_path, capsys):
     assert script.main(["--root", str(tmp_path), "--check"]) == 1
 
 
+def test_the_bundles_are_listed_from_their_metadata(script, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- bundles -->\nold\n<!-- end bundles -->\nb\n")
+    assert script.main(["--root", str(tmp_path)]) == 0
+    assert readme.read_text() == "a\n<!-- bundles -->\nNo bundles yet.\n<!-- end bundles -->\nb\n"
+    configs = tmp_path / "bundles" / "unrolled_mr" / "configs"
+    configs.mkdir(parents=True)
+    own = {"learned": True, "family": ["mr", "pet_mr"]}
+    (configs / "metadata.json").write_text(json.dumps({"description": "A | B", "multirecon": own}))
+    (configs / "inference_fast.json").write_text("{}")
+    assert script.main(["--root", str(tmp_path), "--check"]) == 1
+    assert "README.md" in capsys.readouterr().out
+    assert script.main(["--root", str(tmp_path)]) == 0
+    line = "| [`unrolled_mr`](bundles/unrolled_mr/docs/README.md) | A \\| B | mr, pet\\_mr | yes | `fast` |"
+    assert line in readme.read_text().splitlines()
+    assert script.main(["--root", str(tmp_path), "--check"]) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("<!-- bundles -->\n", "to be closed"),
         ("<!-- leaderboard task=x -->\n", "to be closed"),
         ("<!-- leaderboard tsak=x -->\n<!-- end leaderboard -->", "task=NAME or method=NAME"),
         ("<!-- leaderboard task=x method=y -->\n<!-- end leaderboard -->", "task=NAME or method=NAME"),

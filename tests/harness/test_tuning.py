@@ -9,10 +9,19 @@ import torch
 
 from multirecon import tasks
 from multirecon.__main__ import main
+from multirecon.blocks import Blocks
+from multirecon.bundle.folder import find
 from multirecon.data import splits
-from multirecon.harness.tuning_data import REPRESENTATIVE, ValidationData, validation_task
+from multirecon.harness.methods import Method
+from multirecon.harness.tuning import TunableMethod
+from multirecon.harness.tuning_data import REPRESENTATIVE, Case, ValidationData, validation_task
 from multirecon.harness.tuning_log import LoggedTrial, TrialLog
 from multirecon.harness.tuning_search import Range, Search, Trial
+from multirecon.likelihoods import BlockLikelihood, Gaussian
+from multirecon.measurement import Measurement
+from multirecon.operators import BlockDiagonal, Diagonal, Identity
+from multirecon.reconstruction import Capability
+from multirecon.space import ImageSpace
 from multirecon.tasks import load
 
 RANGES = {"weight": Range(1e-4, 1e2, "log"), "edge": Range(-1.0, 3.0, "linear")}
@@ -287,6 +296,50 @@ def test_every_kind_gets_the_same_number_of_trials(constant, task_file, tmp_path
     log = rows(constant / "docs" / "tuning.csv")
     kinds = [row["kind"] for row in log]
     assert {kind: kinds.count(kind) for kind in kinds} == {KIND: 4, "fan_beam/transmission_poisson": 4}
+
+
+def test_only_the_kinds_that_are_named(constant, task_file, tmp_path, capsys):
+    config = json.loads(task_file.read_text())
+    config["name"] = "fan_tiny"
+    config["acquisition"]["scans"] = load("ct_sparse60_scanner_b").config["acquisition"]["scans"]
+    fan = tmp_path / "fan.json"
+    fan.write_text(json.dumps(config))
+    words = ["tune", str(constant), "--tasks", f"{task_file},{fan}", "--trials", "2", "--noprogress"]
+    assert main([*words, "--kinds", "fan_beam/transmission_poisson"]) == 0
+    content = json.loads((constant / "configs" / "tuning.json").read_text())
+    assert set(content["settings"]) == {"fan_beam/transmission_poisson"}
+    assert main([*words, "--kinds", "pet/poisson"]) == 1
+    assert "expected one of the kinds ['pet/poisson']" in capsys.readouterr().err
+
+
+class Guided:
+    """Stands in for the inferer of a method: a constant, or one that depends on the clean image."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def __call__(self, measurement, network, generator):
+        result = torch.ones(1, *measurement.space.stack_shape)
+        return result + sum(measurement.y[n].sum() for n in measurement.clean) if self.looks else result
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_guide_that_is_not_looked_at_is_no_kind_of_its_own(looks, constant):
+    method = TunableMethod(Method(find(constant)))
+    method.inferer = Guided(looks)
+    case = Case("t", "s", guided_measurement(), torch.zeros(1, 2, 4, 4))
+    assert method.uses_guide(case) is looks
+    assert case.kinds == {"diagonal/gaussian+guide": ["flair"]}
+    method.inferer.capability = Capability(requires={"t1": "identity"})  # it cannot do without
+    assert method.uses_guide(case) is True
+
+
+def guided_measurement():
+    space = ImageSpace(["flair", "t1"], (4, 4), (1.0, 1.0))
+    operators = {"flair": Diagonal(torch.full((1, 4, 4), 2.0), shape=(1, 4, 4)), "t1": Identity((1, 4, 4))}
+    y = Blocks({name: torch.ones(1, 1, 4, 4) for name in operators})
+    likelihood = BlockLikelihood({"flair": Gaussian(0.1), "t1": Gaussian(0.0)})
+    return Measurement(y, BlockDiagonal(space, operators), likelihood)
 
 
 def changed(root, name, change):

@@ -14,6 +14,7 @@ from .base import (
 from .ct import FanCT, ParallelCT
 from .misregistration import Misregistered
 from .mr import CartesianMR
+from .patterns import HadamardCamera
 from .pet import PETScan
 from .spectral import PolyenergeticCT, SpectralSlices
 from .volumes import PETScan3D, StackedCT
@@ -23,6 +24,7 @@ __all__ = [
     "CartesianMR",
     "CleanImage",
     "FanCT",
+    "HadamardCamera",
     "InverseCrime",
     "Misregistered",
     "PETScan",

@@ -128,7 +128,8 @@ def _hypothesis(test: Mapping[str, Any]) -> Hypothesis:
     kind = test["kind"]
     if kind == "ratio":
         direction: Literal["at_least", "at_most"] = "at_least" if "at_least" in test else "at_most"
-        return CostRatio(test["cost"], _run(test["of"], test), _run(test["to"], test), test[direction], direction)
+        to = _run(test["to"], test) if "to" in test else None
+        return CostRatio(test["cost"], _run(test["of"], test), to, test[direction], direction)
     quantity, margin = _quantity(test), float(test.get("margin", 0.0))
     if kind == "better":
         return Better(_runs(test["runs"], test), quantity, margin)

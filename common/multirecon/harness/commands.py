@@ -24,6 +24,7 @@ def evaluate(
     repeats: int | None = None,
     limit: int | None = None,
     samples: int = 0,
+    settling: bool = False,
     progress: bool = True,
 ) -> None:
     """Run bundles on tasks and record how well they do; run it again to go on where it stopped.
@@ -42,6 +43,7 @@ def evaluate(
         repeats: noise realisations a sample; by default the task's.
         limit: only the first samples of every set.
         samples: posterior samples to judge a sampler by (coverage, CRPS), at least 2; 39 for intervals of 95 %.
+        settling: also record after how many iterations and seconds an iterative method is done (a second run).
         progress: show the progress bar (--noprogress: do not).
     """
     from ..tasks import load, names
@@ -74,6 +76,7 @@ def evaluate(
             repeats=repeats,
             limit=limit,
             samples=samples,
+            settling=settling,
             progress=progress,
         )
     for problem in read_records(summary.records)[1]:

@@ -16,6 +16,7 @@ from .records import OK, Record
 from .statistics import Interval, anatomy_interval
 
 __all__ = [
+    "COSTS",
     "FAILS",
     "HOLDS",
     "OPEN",
@@ -35,6 +36,13 @@ __all__ = [
 
 HOLDS, FAILS, OPEN, UNTESTED = "holds", "fails", "not decided", "not tested"
 POPULATION_METRICS = ("kid",)
+COSTS = {
+    "seconds": "seconds",
+    "peak_mb": "peak memory",
+    "iterations": "iterations",
+    "settling_iterations": "iterations until settled",
+    "settling_seconds": "seconds until settled",
+}
 
 Key = tuple[str, int, int]  # sample, repeat, seed
 PopulationDifference = Callable[["Run", "Run", str, str], Interval | None]
@@ -206,41 +214,46 @@ class LargerGain:
 
 @dataclass(frozen=True)
 class CostRatio:
-    """One run costs so many times what another does: geometric mean over samples and anatomies.
+    """A run costs so many times what another does, or so much: geometric mean over samples and anatomies.
 
     Args:
-        cost: ``"seconds"`` or ``"peak_mb"``.
+        cost: one of :data:`COSTS`.
         of: run in the numerator.
-        to: run in the denominator.
-        threshold: the ratio that is claimed.
-        direction: whether the ratio is at least or at most that.
+        to: run in the denominator; without one the cost itself counts, in seconds, MiB or iterations.
+        threshold: the ratio, or the cost, that is claimed.
+        direction: whether it is at least or at most that.
     """
 
-    cost: Literal["seconds", "peak_mb"]
+    cost: Literal["seconds", "peak_mb", "iterations", "settling_iterations", "settling_seconds"]
     of: Run
-    to: Run
+    to: Run | None
     threshold: float
     direction: Literal["at_least", "at_most"] = "at_least"
 
     @property
     def runs(self) -> tuple[Run, ...]:
         """Every run it needs."""
-        return self.of, self.to
+        return (self.of,) if self.to is None else (self.of, self.to)
 
     def check(self, evidence: Evidence) -> list[Outcome]:
         """Return one outcome; results of different devices are not compared."""
-        what = {"seconds": "seconds", "peak_mb": "peak memory"}[self.cost]
-        asked = f"{self.direction.replace('_', ' ')} {self.threshold:g}"
-        text = f"{_versus(self.of, 'over', self.to)}: ratio of {what} {asked}"
+        what, asked = COSTS[self.cost], f"{self.direction.replace('_', ' ')} {self.threshold:g}"
+        text = f"{self.of.task}: {what} of {self.of.method} {asked}"
+        if self.to is not None:
+            text = f"{_versus(self.of, 'over', self.to)}: ratio of {what} {asked}"
         records = [evidence.records(run) for run in self.runs]
         devices = {r.device for rows in records for r in rows}
-        if len(devices) > 1:
+        if len(devices) > 1 and "iterations" not in self.cost:
             return [_outcome(text, None, self.threshold, "ratio", note=f"devices differ: {', '.join(sorted(devices))}")]
         costs = [
-            {(r.sample, r.repeat, r.seed): (r.anatomy, c) for r in rows if (c := getattr(r, self.cost))}
+            {(r.sample, r.repeat, r.seed): (r.anatomy, c) for r in rows if (c := _cost(r, self.cost))}
             for rows in records
         ]
-        logs = {k: (a, math.log(v / costs[1][k][1])) for k, (a, v) in costs[0].items() if k in costs[1]}
+        logs = {
+            k: (a, math.log(v / (1.0 if self.to is None else costs[1][k][1])))
+            for k, (a, v) in costs[0].items()
+            if k in costs[-1]
+        }
         ratio = _mapped(_interval(logs), math.exp)
         outcome = _outcome(text, ratio, self.threshold, "ratio")
         if self.direction == "at_least" or outcome.verdict not in (HOLDS, FAILS):
@@ -298,6 +311,12 @@ def verdict_of(measured: Interval | None, threshold: float) -> str:
     if measured is None or measured.low is None or measured.high is None:
         return UNTESTED
     return HOLDS if measured.low > threshold else FAILS if measured.high < threshold else OPEN
+
+
+def _cost(record: Record, cost: str) -> float | None:
+    """Return what a result cost; ``None`` where that was not recorded."""
+    value = record.settling.get(cost) if cost not in ("seconds", "peak_mb") else getattr(record, cost)
+    return None if value is None else float(value)
 
 
 def _outcome(text: str, measured: Interval | None, threshold: float, metric: str, *, note: str = "") -> Outcome:

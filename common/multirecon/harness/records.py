@@ -44,6 +44,7 @@ class Record:
         device: where the result was computed.
         versions: of the bundle and of the packages.
         metrics: modality -> metric -> value.
+        settling: how soon an iterative method was done, see :mod:`multirecon.harness.settling`; empty where not asked.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Record:
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    settling: dict[str, float] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -122,6 +124,10 @@ class Record:
         for name in ("seconds", "peak_mb"):
             if not isinstance(getattr(record, name), int | float | None):
                 raise ValueError(f"{name}: expected a number, got {getattr(record, name)!r}")
+        if not isinstance(record.settling, dict) or not all(
+            isinstance(v, int | float) for v in record.settling.values()
+        ):
+            raise ValueError(f"settling: expected an object of numbers, got {record.settling!r}")
         if not isinstance(record.versions, dict) or not all(isinstance(v, str) for v in record.versions.values()):
             raise ValueError(f"versions: expected an object of texts, got {record.versions!r}")
         return record

@@ -90,6 +90,7 @@ def evaluate(
     repeats: int | None = None,
     limit: int | None = None,
     samples: int = 0,
+    settling: bool = False,
     progress: bool = True,
 ) -> Summary:
     """Ask every method every question that has no answer yet, and append the answers to ``output/records.jsonl``.
@@ -106,6 +107,7 @@ def evaluate(
         repeats: noise realisations a sample; by default the task's.
         limit: first samples of every set only.
         samples: posterior samples that methods which can draw them are asked for beside their result.
+        settling: ask iterative methods, in a run off the clock, how soon they are done.
         progress: show a progress bar with the estimated time.
 
     Returns:
@@ -148,7 +150,7 @@ def evaluate(
         todo = [job for job in plan if _key(job[0], job[2], seed) not in settled]
         summary.skipped = len(plan) - len(todo)
         run = _Run(folder, work, file, summary, recorded, seed=seed, device=device, timeout=timeout,
-                   samples=samples)  # fmt: skip
+                   samples=samples, settling=settling)  # fmt: skip
         with tqdm(total=len(plan), initial=summary.skipped, unit="result", disable=not progress or None) as bar:
             for method in methods:
                 jobs = [(qs, q) for m, qs, q in todo if m is method]
@@ -173,9 +175,11 @@ class _Run:
         device: str | None,
         timeout: float,
         samples: int,
+        settling: bool,
     ) -> None:
         self.output, self.work, self.file, self.summary, self.recorded = output, work, file, summary, recorded
         self.seed, self.device, self.timeout, self.samples = seed, device, timeout, samples
+        self.settling = settling
         self.versions = package_versions()
 
     def method(self, method: Method, jobs: Sequence[tuple[Questions, Question]], bar: Any) -> None:
@@ -240,6 +244,7 @@ class _Run:
             "seed": self.seed,
             "device": self.device,
             "samples": self.samples,
+            "settling": self.settling,
             "drawn": str(drawn),
         }
         answer = worker.run(job, timeout=self.timeout)
@@ -271,6 +276,7 @@ class _Run:
             device=answer.get("device", ""),
             versions={"bundle": method.bundle.version, **self.versions},
             metrics=metrics,
+            settling=answer.get("settling", {}) if stack is not None else {},
         )
         return record, stack
 

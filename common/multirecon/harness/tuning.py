@@ -21,8 +21,9 @@ import multirecon
 from ..bundle.guard import root_cause
 from ..bundle.loader import load, load_network
 from ..bundle.package import package_hash
+from ..measurement import Measurement
 from ..metrics.evaluate import HIGHER_IS_BETTER, METRICS, evaluate_image
-from ..reconstruction.tuning import FORMAT, Tuning
+from ..reconstruction.tuning import FORMAT, GUIDE, Tuning
 from .methods import Method
 from .tuning_data import SPLIT, Case, ValidationData
 from .tuning_log import LoggedTrial, TrialLog
@@ -131,8 +132,23 @@ class TunableMethod:
 
     def takes(self, case: Case) -> bool:
         """Whether the method can reconstruct the measured modalities of a case."""
+        return self._refusal(case.measurement) is None
+
+    def uses_guide(self, case: Case) -> bool:
+        """Whether the images of the measured modalities depend on the clean ones beside them, at the default."""
+        measured = list(itertools.chain(*case.kinds.values()))
+        channels = case.measurement.space.channel_index(measured)
+        without = case.measurement.restrict(measured)
+        if self._refusal(without) is not None:
+            return True
+        with self.tuning.override({}):
+            images = [self.inferer(m, self.network, generator=torch.Generator().manual_seed(0))[:, channels]
+                      for m in (case.measurement, without)]  # fmt: skip
+        return not torch.equal(*images)
+
+    def _refusal(self, measurement: Measurement) -> str | None:
         capability = getattr(self.inferer, "capability", None)
-        return capability is None or not capability.refusals(case.measurement)
+        return next(iter([] if capability is None else capability.refusals(measurement)), None)
 
     def score(self, cases: Iterable[Case], kind: str, metric: str) -> float:
         """Return the mean over tasks of the mean score of the modalities of a kind; ``-inf`` where the method fails."""
@@ -157,6 +173,7 @@ def tune(
     trials: int = 24,
     metric: str = "psnr",
     seed: int = 0,
+    kinds: Sequence[str] = (),
     output: Path | None = None,
     device: str | None = None,
     progress: bool = True,
@@ -173,6 +190,7 @@ def tune(
         trials: trials a kind.
         metric: one of :data:`SCORES`.
         seed: of the design.
+        kinds: kinds of block to tune; by default all that the tasks have. What is left out keeps its settings.
         output: folder for ``BUNDLE/tuning.json`` and ``BUNDLE/tuning.csv``; by default the settings go where the method
             reads them, and the log into the folder ``docs`` of the bundle.
         device: device of the networks; by default the bundles' own choice.
@@ -189,7 +207,9 @@ def tune(
         Search(method.ranges, method.default, trials=trials, seed=seed)  # bad ranges end the run before it begins
     for method in ready:
         file, log = method.places(output)
-        plan = _plan(method, data)
+        plan = _plan(method, data, kinds)
+        if not plan and kinds:
+            raise ValueError(f"bundle {method.name!r}: expected one of the kinds {list(kinds)} in {list(data.tasks)}")
         if not plan:
             raise ValueError(f"bundle {method.name!r}: expected a task with data it takes, got {list(data.tasks)}")
         before = _previous(method.tuning, file)
@@ -200,7 +220,7 @@ def tune(
                 bar.set_description(f"{method.name} {kind}")
                 tuned.append(_tune_kind(method, kind, cases, settings, TrialLog(log), bar, trials, metric, seed))
                 settings[kind] = dict(tuned[-1].best.settings)
-        kinds = {k: v for k, v in before.get("kinds", {}).items() if k in settings}
+        held = {k: v for k, v in before.get("kinds", {}).items() if k in settings}
         content = {
             "format": FORMAT,
             "bundle": method.name,
@@ -211,21 +231,31 @@ def tune(
             "trials": trials,
             "seed": seed,
             "settings": settings,
-            "kinds": {**kinds, **{k.kind: k.record() for k in tuned}},
+            "kinds": {**held, **{k.kind: k.record() for k in tuned}},
         }
         write_json(file, content)
         yield method.method, file, tuned
 
 
-def _plan(method: TunableMethod, data: ValidationData) -> dict[str, list[Case]]:
-    """Return the cases of every kind of block, those of the first few tasks that have it."""
+def _plan(method: TunableMethod, data: ValidationData, kinds: Sequence[str] = ()) -> dict[str, list[Case]]:
+    """Return the cases of every kind of block, those of the first few tasks that have it.
+
+    A kind with a guide is left out where the method does not look at it: it reads the settings of the kind without.
+    """
     plan: dict[str, list[list[Case]]] = {}
     for name in data.tasks:
         cases = data.cases(name)
         if method.takes(cases[0]):
             for kind in cases[0].kinds:
                 plan.setdefault(kind, []).append(cases)
-    return {kind: list(itertools.chain(*tasks[:TASKS_A_KIND])) for kind, tasks in plan.items()}
+    chosen = {
+        kind: list(itertools.chain(*tasks[:TASKS_A_KIND])) for kind, tasks in plan.items() if not kinds or kind in kinds
+    }
+    return {
+        kind: cases
+        for kind, cases in chosen.items()
+        if kind.removesuffix(GUIDE) not in chosen or not kind.endswith(GUIDE) or method.uses_guide(cases[0])
+    }
 
 
 def _tune_kind(
@@ -239,7 +269,8 @@ def _tune_kind(
     metric: str,
     seed: int,
 ) -> TunedKind:
-    others = {k: dict(v) for case in cases for k in case.kinds if k != kind and (v := settings.get(k))}
+    known = {**method.tuning.fallback, **settings}
+    others = {k: dict(v) for case in cases for k in case.kinds if k != kind and (v := known.get(k))}
     search = Search(method.ranges, method.default, trials=trials, seed=seed)
     design = {
         "kind": kind,

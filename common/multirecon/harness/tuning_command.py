@@ -10,6 +10,7 @@ __all__ = ["tune"]
 def tune(
     *bundles: str,
     tasks: tuple[str, ...] = (),
+    kinds: tuple[str, ...] = (),
     trials: int = 24,
     metric: str = "psnr",
     slices: int = 1,
@@ -24,6 +25,7 @@ def tune(
     Args:
         bundles: NAME, NAME:VARIANT or folders; by default every bundle and variant that states what can be tuned.
         tasks: names or JSON files, separated by commas; by default one or more of every kind of data.
+        kinds: kinds of data, such as pet/poisson, separated by commas; by default all that the tasks have.
         trials: trials for every kind of data, the same for every bundle.
         metric: what is maximised: psnr or ssim.
         slices: slices of every validation subject.
@@ -47,10 +49,18 @@ def tune(
         raise ValueError("bundles: expected one with ranges in multirecon.tuning of its metadata.json, got none")
     data = ValidationData([load(name) for name in dict.fromkeys(tasks or REPRESENTATIVE)], slices=slices)
     target = Path(output) if output else None
-    for method, file, kinds in run(
-        chosen, data, trials=trials, metric=metric, seed=seed, output=target, device=place, progress=progress
+    for method, file, tuned in run(
+        chosen,
+        data,
+        trials=trials,
+        metric=metric,
+        seed=seed,
+        kinds=kinds,
+        output=target,
+        device=place,
+        progress=progress,
     ):
         print(f"{method.name} ({metric}: default -> best)")
-        for kind in kinds:
+        for kind in tuned:
             print(f"  {kind}")
         print(f"  {file}")

@@ -21,6 +21,7 @@ REPRESENTATIVE = (
     "flair_x4c",
     "flair_x4_t1",
     "flair_x4c_t1",
+    "hadamard_8pct",
     "ct_sparse60",
     "ct_lowdose",
     "ct_sparse60_scanner_b",

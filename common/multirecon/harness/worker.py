@@ -97,7 +97,9 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
             ``targets``, ``seed`` and ``device`` (or ``None``: the bundle's own choice). With ``only_refusals`` nothing
             is reconstructed: the status is ``"applicable"`` or ``"not applicable"``. With ``keep_files`` what the
             bundle writes is wanted, trust maps included; else they are left out. With ``samples`` above zero, what
-            an inferer with ``draw`` draws, off the clock, is written to ``drawn``: ``(S, 1, C, *shape)``.
+            an inferer with ``draw`` draws, off the clock, is written to ``drawn``: ``(S, 1, C, *shape)``. With
+            ``settling`` a method that reports its iterates runs once more, off the clock, and the answer says how
+            soon it settled.
     """
     import numpy as np
     import torch
@@ -150,7 +152,26 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         measurement = Measurement.load(job["measurement"])
         drawn = sampler.draw(measurement, evaluator.network, job["samples"], generator=generator)
         save_image(Path(job["drawn"]), drawn.detach().cpu().numpy())
-    return {"status": "ok", "seconds": timed.seconds, "peak_mb": timed.peak_mb, "device": _device_name(result.device)}
+    answer = {"status": "ok", "seconds": timed.seconds, "peak_mb": timed.peak_mb, "device": _device_name(result.device)}
+    if job.get("settling") and capability is not None:
+        measurement = Measurement.load(job["measurement"])
+        answer["settling"] = _settling(timed.inferer, measurement, evaluator.network, job["seed"])
+    return answer
+
+
+def _settling(inferer: Any, measurement: Any, network: Any, seed: int) -> dict[str, float]:
+    """Return what :class:`~multirecon.harness.settling.Settling` says of a run of the same seed."""
+    import torch
+
+    from .settling import Settling
+
+    report = Settling()
+    try:
+        with torch.no_grad():
+            inferer(measurement, network, generator=torch.Generator().manual_seed(seed), callback=report)
+    except OverflowError:
+        return {}
+    return report.result()
 
 
 def _without_trust(workflow: Any) -> None:

@@ -61,11 +61,14 @@ class Tuning:
 
     A setting is relative to the data it acts on (their curvature, their noise), so that it does not depend on dose
     or on the scale of an operator. What ``multirecon tune`` wrote into ``configs/tuning.json`` goes before the default;
-    a kind with a guide that has no setting of its own takes that of the kind without.
+    a kind with a guide that has no setting of its own takes that of the kind without. A variant may name the file of
+    the bundle as its ``fallback``, for the kinds on which it was not tuned itself.
 
     Args:
         parameters: name of every setting -> its default.
         path: file of tuned settings; if it does not exist, the defaults hold.
+        fallback: file of tuned settings that goes before the defaults for kinds that are not in ``path``; settings
+            that are not in ``parameters`` are left out.
 
     Raises:
         ValueError: if the file is malformed, names a setting that is not in ``parameters``, or holds a value that is
@@ -78,10 +81,18 @@ class Tuning:
         (0.5, 0.1)
     """
 
-    def __init__(self, parameters: Mapping[str, float], *, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, float],
+        *,
+        path: str | os.PathLike[str] | None = None,
+        fallback: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.parameters = {name: _number(value, f"parameters.{name}") for name, value in parameters.items()}
         self.path = None if path is None else Path(path)
         self._settings = self._read(self.path) if self.path is not None and self.path.exists() else {}
+        file = None if fallback is None else Path(fallback)
+        self.fallback = self._read(file, partly=True) if file is not None and file.exists() else {}
 
     @property
     def settings(self) -> dict[str, dict[str, float]]:
@@ -97,9 +108,10 @@ class Tuning:
         if name not in self.parameters:
             raise ValueError(f"name: expected one of {sorted(self.parameters)}, got {name!r}")
         _check_kind(kind, "kind")
-        for key in (kind, kind.removesuffix(GUIDE)):
-            if name in self._settings.get(key, {}):
-                return self._settings[key][name]
+        for settings in (self._settings, self.fallback):
+            for key in (kind, kind.removesuffix(GUIDE)):
+                if name in settings.get(key, {}):
+                    return settings[key][name]
         return self.parameters[name]
 
     def of(self, measurement: Measurement, name: str) -> dict[str, float]:
@@ -112,7 +124,7 @@ class Tuning:
         """Put other settings in the place of the file's for the length of a ``with`` block.
 
         Args:
-            settings: kind -> name -> value; what is not in it has its default.
+            settings: kind -> name -> value; what is not in it has the fallback's value or its default.
 
         Raises:
             ValueError: on an unknown name, a text that is not a kind, or a value that is not finite.
@@ -123,7 +135,7 @@ class Tuning:
         finally:
             self._settings = before
 
-    def _read(self, path: Path) -> dict[str, dict[str, float]]:
+    def _read(self, path: Path, *, partly: bool = False) -> dict[str, dict[str, float]]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -131,9 +143,9 @@ class Tuning:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             got = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise ValueError(f"{path}: format: expected {FORMAT}, got {got!r}")
-        return self._checked(content.get("settings"), f"{path}: settings")
+        return self._checked(content.get("settings"), f"{path}: settings", partly=partly)
 
-    def _checked(self, settings: Any, where: str) -> dict[str, dict[str, float]]:
+    def _checked(self, settings: Any, where: str, *, partly: bool = False) -> dict[str, dict[str, float]]:
         if not isinstance(settings, Mapping):
             raise ValueError(f"{where}: expected kinds with settings, got {type(settings).__name__}")
         checked: dict[str, dict[str, float]] = {}
@@ -142,7 +154,9 @@ class Tuning:
             if not isinstance(values, Mapping):
                 raise ValueError(f"{where}.{kind}: expected names with numbers, got {type(values).__name__}")
             unknown = sorted(set(values) - set(self.parameters))
-            if unknown:
+            if unknown and partly:
+                values = {name: value for name, value in values.items() if name in self.parameters}
+            elif unknown:
                 raise ValueError(f"{where}.{kind}: expected some of {sorted(self.parameters)}, got {unknown}")
             checked[kind] = {name: _number(value, f"{where}.{kind}.{name}") for name, value in values.items()}
         return checked

@@ -76,6 +76,23 @@ def test_settings_of_a_block(tmp_path):
     assert tuning.of(measured(clean=["t1"]), "pet_fdg") == {"weight": 0.1, "edge": 3.0}
 
 
+def test_a_variant_takes_what_it_has_not_tuned_from_its_bundle(tmp_path):
+    plain = written(tmp_path, {KIND: {"weight": 0.3, "other": 1.0}, "pet/poisson": {"weight": 0.4}})
+    own = tmp_path / "tuning_edgy.json"
+    parameters = {"weight": 0.1, "edge": 2.0}
+    assert Tuning(parameters, path=own, fallback=plain)("weight", KIND) == 0.3  # no file of its own yet
+    own.write_text(json.dumps({"format": 1, "settings": {f"{KIND}+guide": {"weight": 0.7}}}))
+    tuning = Tuning(parameters, path=own, fallback=plain)
+    assert tuning("weight", f"{KIND}+guide") == 0.7
+    assert tuning("weight", KIND) == 0.3
+    assert tuning("weight", "pet/poisson+guide") == 0.4
+    assert tuning("edge", KIND) == 2.0
+    assert tuning.settings == {f"{KIND}+guide": {"weight": 0.7}}
+    plain.write_text('{"format": 2}')
+    with pytest.raises(ValueError, match="format: expected 1, got 2"):
+        Tuning(parameters, path=own, fallback=plain)
+
+
 def test_override_replaces_the_file_and_ends(tmp_path):
     tuning = Tuning({"weight": 0.1}, path=written(tmp_path, {KIND: {"weight": 0.3}, "pet/poisson": {"weight": 0.4}}))
     with tuning.override({KIND: {"weight": 7.0}}):
