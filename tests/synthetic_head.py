@@ -4,6 +4,7 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from multirecon.data.materials import attenuation_511, materials_from_hu
+from multirecon.likelihoods import Gaussian
 from multirecon.operators import mass_attenuation
 from multirecon.units import hu_to_attenuation
 
@@ -61,5 +62,7 @@ def pearson(measurement, truth: torch.Tensor, name: str) -> tuple[float, int]:
         sampled = y != 0
         terms = (y - mean)[sampled].abs() ** 2 / (2 * likelihood.sigma.flatten()[0] ** 2)
         return float(terms.mean()), 2 * int(sampled.sum())
+    if isinstance(likelihood, Gaussian):
+        return float(((y - mean).double() ** 2).mean() / likelihood.sigma.flatten()[0] ** 2), y.numel()
     seen = mean > 1e-6
     return float(((y - mean)[seen].double() ** 2 / mean[seen].double()).mean()), int(seen.sum())

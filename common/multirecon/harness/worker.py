@@ -152,7 +152,12 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         measurement = Measurement.load(job["measurement"])
         drawn = sampler.draw(measurement, evaluator.network, job["samples"], generator=generator)
         save_image(Path(job["drawn"]), drawn.detach().cpu().numpy())
-    answer = {"status": "ok", "seconds": timed.seconds, "peak_mb": timed.peak_mb, "device": _device_name(result.device)}
+    answer: dict[str, Any] = {
+        "status": "ok",
+        "seconds": timed.seconds,
+        "peak_mb": timed.peak_mb,
+        "device": _device_name(result.device),
+    }
     if job.get("settling") and capability is not None:
         measurement = Measurement.load(job["measurement"])
         answer["settling"] = _settling(timed.inferer, measurement, evaluator.network, job["seed"])
