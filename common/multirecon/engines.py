@@ -17,7 +17,7 @@ from monai.engines import PrepareBatch
 from torch import Tensor
 
 from .acquisition import Acquisition, fine_maps
-from .files import atomic_path
+from .files import atomic_path, drop_rows_after
 from .measurement import Measurement
 from .reconstruction.trust import trust_map
 from .space import ImageSpace
@@ -212,7 +212,7 @@ class SampleLog:
     """Ignite handler that logs which samples every training step saw: the proof of what a network was trained on.
 
     One line a step is appended to a CSV file: the iteration and the samples' ids (``anatomy/seed/z``), space-separated.
-    A resumed run appends; its first line follows from the iteration it continued at.
+    A resumed run appends; lines beyond the iteration it continues at are dropped first, as they are written again.
 
     Args:
         path: CSV file; its folder is made where it is missing.
@@ -224,8 +224,13 @@ class SampleLog:
         self.write = write
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a trainer: logs after every iteration."""
+        """Attach to a trainer, after the handler that restores its state: logs after every iteration."""
+        engine.add_event_handler(Events.STARTED, self._resume)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _resume(self, engine: Engine) -> None:
+        if self.write and engine.state.iteration:
+            drop_rows_after(self.path, engine.state.iteration)
 
     def __call__(self, engine: Engine) -> None:
         """Append the ids of the batch in ``engine.state.batch``."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "cache_folder"]
+__all__ = ["atomic_path", "cache_folder", "drop_rows_after"]
 
 
 @contextmanager
@@ -41,6 +41,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def drop_rows_after(path: str | os.PathLike[str], step: int) -> None:
+    """Drop the rows of a CSV table whose first column, a whole number, is beyond ``step``, or that were cut short.
+
+    A run that was killed had gone beyond the state that it goes on from: those rows are about to be written again.
+    """
+    file = Path(path)
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = lines[:1] + [line for line in lines[1:] if line.endswith("\n") and int(line.partition(",")[0]) <= step]
+    if kept != lines:
+        with atomic_path(file) as draft:
+            draft.write_text("".join(kept), encoding="utf-8")
 
 
 def cache_folder() -> Path | None:

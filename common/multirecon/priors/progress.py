@@ -18,7 +18,7 @@ from monai.engines import IterationEvents
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..files import atomic_path
+from ..files import atomic_path, drop_rows_after
 
 __all__ = ["GradientClip", "LearningRate", "MovingAverage", "TrainingCurve", "TrainingState", "export_weights"]
 
@@ -63,8 +63,9 @@ class MovingAverage:
 class TrainingState:
     """Restores a run at its start and saves it every few minutes, whole or not at all.
 
-    Saved are weights, averaged weights, optimiser, step, seconds and where the final decay began; order of the data,
-    noise and augmentation are functions of the step. SIGTERM and SIGINT end the run after the current step, saved.
+    Saved are weights, averaged weights, optimiser, step, seconds, the losses since the last line of the curve, and
+    where the final decay began; order of the data, noise and augmentation are functions of the step. SIGTERM and SIGINT
+    end the run after the current step, saved. A run that is killed goes on from its last state, with the same results.
 
     With ``decay`` the run goes on from the newest state of the constant phase and keeps its own file, so that the
     constant phase can be taken up again.
@@ -94,6 +95,7 @@ class TrainingState:
         self.network, self.optimizer, self.average = network, optimizer, average
         self.interval_s, self.decay, self.write = interval_s, decay, write
         self.decay_start: int | None = None
+        self.losses: list[float] = []
         self.seconds = self.cpu_seconds = 0.0
         self._begin = self._saved = time.monotonic()
         self._cpu_begin = time.process_time()
@@ -112,7 +114,6 @@ class TrainingState:
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, before everything that needs the restored step."""
         engine.add_event_handler(Events.STARTED, self._restore)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._periodic)
         engine.add_event_handler(Events.COMPLETED, self.save)
         engine.add_event_handler(Events.COMPLETED, self._unlisten)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
@@ -136,6 +137,10 @@ class TrainingState:
 
     def _restore(self, engine: Engine) -> None:
         self._listen(engine)
+        # last of all that happens after a step (the average is updated, the curve written): a state is of whole steps
+        if engine.has_event_handler(self._periodic):
+            engine.remove_event_handler(self._periodic, Events.ITERATION_COMPLETED)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._periodic)
         source = self.path if self.path.exists() else self.folder / "last.pt"
         if self.decay and not source.exists():
             raise ValueError(f"decay: expected a state of the constant phase in {self.folder}, got none")
@@ -149,6 +154,7 @@ class TrainingState:
             engine.state.epoch = state["step"] // engine.state.epoch_length
             self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
             self.decay_start = state["decay_start"]
+            self.losses = [*state.get("losses", [])]
             _log.info("resumed at step %d from %s", state["step"], source)
         if self.decay and self.decay_start is None:
             self.decay_start = engine.state.iteration
@@ -170,6 +176,7 @@ class TrainingState:
             "seconds": wall,
             "cpu_seconds": processor,
             "decay_start": self.decay_start,
+            "losses": self.losses,
             "network": self.network.state_dict(),
             "average": self.average.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -273,22 +280,26 @@ class TrainingCurve:
         self.path = Path(path)
         self.state, self.evaluator, self.every = state, evaluator, every
         self.write = write
-        self._losses: list[float] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a SupervisedTrainer."""
+        """Attach to a SupervisedTrainer, after the state that it needs."""
+        engine.add_event_handler(Events.STARTED, self._resume)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._row)
+
+    def _resume(self, engine: Engine) -> None:
+        if self.write:
+            drop_rows_after(self.path, engine.state.iteration)
 
     def _collect(self, engine: Engine) -> None:
         loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
             raise ValueError(f"loss: expected a finite number at step {engine.state.iteration}, got {loss}")
-        self._losses.append(loss)
+        self.state.losses.append(loss)
 
     def _row(self, engine: Engine) -> None:
-        loss = sum(self._losses) / len(self._losses)
-        self._losses.clear()
+        loss = sum(self.state.losses) / len(self.state.losses)
+        self.state.losses.clear()
         wall, processor = self.state.elapsed()
         if self.evaluator is not None:
             # on every process: metrics may gather over all of them

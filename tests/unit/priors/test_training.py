@@ -1,7 +1,10 @@
 import csv
 import math
+import multiprocessing
 import os
+import random
 import signal
+import time
 
 import pytest
 import torch
@@ -55,13 +58,15 @@ def jitter(image, brain, *, generator):
     return image * brain * (1 + 0.1 * torch.rand(len(image), 1, 1, 1, generator=generator))
 
 
-def make_trainer(folder, steps, *, decay=False, decay_steps=4, every=2, write=True):
+def make_trainer(folder, steps, *, decay=False, decay_steps=4, every=2, write=True, interval_s=180.0):
     torch.manual_seed(0)
     net = UNet(2, 8, out_channels=8, channels=(8, 16), num_res_blocks=1, norm_num_groups=4, num_head_channels=8)
     prior, data = make_prior(), make_data()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     average = MovingAverage(net, decay=0.9)
-    state = TrainingState(folder, network=net, optimizer=optimizer, average=average, decay=decay, write=write)
+    state = TrainingState(
+        folder, network=net, optimizer=optimizer, average=average, interval_s=interval_s, decay=decay, write=write
+    )
     sampler = StepBatchSampler(data, 3, seed=1)
     prepare = PrepareNoisy(prior, units="unit", augmentation=jitter, seed=2)
     evaluator = SupervisedEvaluator(
@@ -129,6 +134,73 @@ def test_stopping_in_the_middle_of_an_epoch_loses_nothing(tmp_path):
     second.run()
     assert second.state.iteration == 6
     assert same(net, again)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing of it runs any more."""
+
+
+def curve_of(folder):
+    """The curve without what depends on the clock."""
+    rows = csv.DictReader((folder / "curve.csv").open())
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+
+def assert_same_run(folder, straight, steps):
+    assert curve_of(folder) == curve_of(straight)
+    states = [torch.load(f / "last.pt", weights_only=True) for f in (folder, straight)]
+    assert [s["step"] for s in states] == [steps, steps]
+    for part in ("network", "average"):
+        assert all(torch.equal(states[0][part][k], states[1][part][k]) for k in states[1][part])
+
+
+@pytest.mark.parametrize("kept", [1, 3, 4])
+def test_a_killed_run_gives_the_uninterrupted_curve(tmp_path, kept):
+    """The last state is of step ``kept``, in the middle of a line of the curve; the run had gone on to step 5."""
+    straight, *_ = make_trainer(tmp_path / "a", 8, every=2)
+    straight.run()
+    first, _, _, state, _ = make_trainer(tmp_path / "b", 8, every=2, interval_s=0.0)
+
+    def stop_saving(engine):
+        state.interval_s = math.inf if engine.state.iteration > kept else 0.0
+
+    def kill(engine):
+        raise Killed
+
+    first.add_event_handler(Events.ITERATION_STARTED, stop_saving)
+    first.add_event_handler(Events.ITERATION_COMPLETED(once=5), kill)
+    with pytest.raises(Killed):
+        first.run()
+    assert torch.load(tmp_path / "b" / "last.pt", weights_only=True)["step"] == kept
+    with (tmp_path / "b" / "curve.csv").open("a") as file:
+        file.write("6,0.1,0.")  # killed while it wrote
+    second, *_ = make_trainer(tmp_path / "b", 8, every=2)
+    second.run()
+    assert_same_run(tmp_path / "b", tmp_path / "a", 8)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path):
+    """kill -9 of a training process, again and again: the curve and the weights are those of a run in one go."""
+    steps, chance = 60, random.Random(0)
+    fork = multiprocessing.get_context("fork")
+    begin = time.monotonic()
+    process = fork.Process(target=lambda: make_trainer(tmp_path / "a", steps, every=3, interval_s=0.02)[0].run())
+    process.start()
+    process.join()
+    whole, kills = time.monotonic() - begin, 0
+    for _ in range(200):
+        process = fork.Process(target=lambda: make_trainer(tmp_path / "b", steps, every=3, interval_s=0.02)[0].run())
+        process.start()
+        process.join(whole * chance.uniform(0.05, 0.5))
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    assert process.exitcode == 0
+    assert kills >= 3
+    assert_same_run(tmp_path / "b", tmp_path / "a", steps)
 
 
 def test_sigterm_ends_the_run_saved_and_leaves_the_process_alone(tmp_path):
