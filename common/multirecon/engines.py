@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ignite.engine import Engine, Events
 from monai.data import list_data_collate
 from monai.engines import PrepareBatch
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from .acquisition import Acquisition, fine_maps
 from .files import atomic_path, drop_rows_after
@@ -23,7 +25,7 @@ from .reconstruction.trust import trust_map
 from .space import ImageSpace
 from .units import attenuation_to_hu, is_hounsfield_outside
 
-__all__ = ["PrepareMeasurement", "SampleLog", "SaveReconstructions", "collate", "require"]
+__all__ = ["PrepareMeasurement", "ProcessShare", "SampleLog", "SaveReconstructions", "collate", "require"]
 
 
 def require(condition: Any, message: str) -> None:
@@ -206,6 +208,45 @@ class SaveReconstructions:
         with atomic_path(path) as draft:
             nib.save(nifti, draft)
         return nifti
+
+
+class ProcessShare(Sampler[int]):
+    """The samples of one of several processes, in whole batches: every sample is seen once, by one process.
+
+    A batch holds what it would hold in a single process, so that results do not depend on the number of processes: a
+    scan's noise may follow the place in the batch, a solver may stop for all of a batch. The count need not divide.
+
+    Args:
+        data_source: the data set.
+        batch_size: of the loader that asks this sampler.
+        rank: number of this process; by default ignite's.
+        world_size: number of processes; by default ignite's.
+
+    Raises:
+        ValueError: if there are fewer batches than processes (one without any would never answer the others).
+
+    Example:
+        >>> [list(ProcessShare(range(7), 2, rank=rank, world_size=2)) for rank in (0, 1)]
+        [[0, 1, 4, 5], [2, 3, 6]]
+    """
+
+    def __init__(
+        self, data_source: Sized, batch_size: int, *, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        rank = idist.get_rank() if rank is None else rank
+        count = idist.get_world_size() if world_size is None else world_size
+        starts = range(0, len(data_source), batch_size)
+        if len(starts) < count:
+            raise ValueError(f"batch_size: expected a batch for each of {count} processes, got {len(starts)} "
+                             f"of {batch_size} samples")  # fmt: skip
+        mine = starts[rank::count]
+        self.indices = [i for start in mine for i in range(start, min(start + batch_size, len(data_source)))]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 class SampleLog:

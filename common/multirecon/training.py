@@ -22,7 +22,7 @@ from .measurement import Measurement
 from .metrics import image as image_metrics
 from .operators import BlockDiagonal, Identity, LinearOperator, MaskedFourier
 from .operators.fourier import centred_fft, centred_ifft
-from .priors.training import FollowsStep
+from .priors.training import FollowsStep, mean_of_all_processes
 from .space import ImageSpace
 
 __all__ = ["AverageGradients", "ChannelL1", "ChannelMetric", "CosineRate", "PrepareTraining", "crop_rows"]
@@ -174,9 +174,7 @@ class ChannelL1(nn.Module):
 
 
 class ChannelMetric(Metric):
-    """Mean over the samples of an image metric of one channel, data range 1.
-
-    It counts the samples of its own process alone, so that one of several processes may validate.
+    """Mean over the samples of an image metric of one channel, data range 1; over those of all processes, if several.
 
     Args:
         name: ``"psnr"`` or ``"ssim"``.
@@ -206,9 +204,7 @@ class ChannelMetric(Metric):
         Raises:
             ValueError: if no batch was added.
         """
-        if not self._values:
-            raise ValueError("metric: expected at least one batch, got none")
-        return sum(self._values) / len(self._values)
+        return mean_of_all_processes(self._values)
 
 
 class AverageGradients:

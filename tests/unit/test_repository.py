@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -74,6 +75,17 @@ def test_every_dependency_is_pinned():
         asked += project["optional-dependencies"][extra]
     names = {re.match(r"[A-Za-z0-9._-]+", line)[0].lower().replace("_", "-") for line in asked}
     assert names - pins == set()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_bundles_state_the_versions_that_are_tested(bundle):
+    pins = dict(
+        re.findall(r"^([a-z0-9.-]+)==(.+)$", (ROOT / "ci" / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    )
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    stated = {name: metadata[f"{name}_version"] for name in ("monai", "numpy")} | {"torch": metadata["pytorch_version"]}
+    stated |= metadata["required_packages_version"]
+    assert {name: pins.get(name.lower().replace("_", "-")) for name in stated} == stated
 
 
 def test_modules_stay_readable():

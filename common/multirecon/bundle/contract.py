@@ -30,6 +30,7 @@ from .guard import root_cause
 from .loader import load, load_network, on_path
 from .metadata import metadata_faults, schema_path
 from .naming import check_name, check_version
+from .upload import large_file_faults, logging_faults, requirement_faults
 from .weights import read_weights, weights_hash
 
 __all__ = ["CHECKS", "Inspection", "verify"]
@@ -84,14 +85,16 @@ def files(look: Inspection) -> list[str]:
     wanted = [*REQUIRED_FILES, *(["configs/multi_gpu_train.json"] if look.bundle.learned else [])]
     wanted += [f"models/{name}.pt" for name in look.bundle.controls]
     faults = [f"{name}: expected a non-empty file, got none" for name in wanted if not _filled(root / name)]
-    faults += [f"{name}: does not belong into a bundle" for name in REFUSED_FILES if (root / name).exists()]
+    packed = "package" in look.bundle.metadata.get("multirecon", {})
+    refused = [name for name in REFUSED_FILES if not (packed and name == "multirecon")]
+    faults += [f"{name}: does not belong into a bundle" for name in refused if (root / name).exists()]
     extra = sorted(p.stem for p in (root / "models").glob("*.pt") if p.stem not in ("model", *look.bundle.controls))
     faults += [f"models/{name}.pt: expected an entry in multirecon.controls" for name in extra]
     modules = sorted(p.stem for p in root.glob("*.py") if not p.stem.startswith(look.bundle.name))
     faults += [f"{name}.py: expected a module that carries the bundle's name" for name in modules]
     for path in sorted(look.bundle.configs.glob("*.json")):
         faults += _config_faults(path)
-    return faults
+    return faults + large_file_faults(look.bundle) + logging_faults(look.bundle)
 
 
 def _filled(path: Path) -> bool:
@@ -151,6 +154,11 @@ def metadata(look: Inspection) -> list[str]:
             copyfile(schema_path(), local)
             monai.bundle.verify_metadata(meta_file=str(look.bundle.configs / "metadata.json"), filepath=str(local))
     return faults
+
+
+def requirements(look: Inspection) -> list[str]:
+    """The packages in the metadata exist, and are all that the bundle's own modules import."""
+    return requirement_faults(look.bundle)
 
 
 def checkpoint(look: Inspection) -> list[str]:
@@ -264,6 +272,7 @@ def _differences(network: nn.Module, other: Callable[[Tensor], Tensor], example:
 CHECKS: dict[str, Callable[[Inspection], list[str]]] = {
     "files": files,
     "metadata": metadata,
+    "requirements": requirements,
     "checkpoint": checkpoint,
     "properties": properties,
     "tuning": tuning,

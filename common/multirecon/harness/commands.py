@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 __all__ = ["bundles", "evaluate", "merge", "reconstruct", "report", "simulate", "tasks", "version"]
 
@@ -52,6 +55,7 @@ def evaluate(
     from .records import read_records
     from .runner import evaluate as run
     from .runner import parse_shard
+    from .shares import share_of_this_process
 
     for name, value in (("timeout", timeout), ("repeats", repeats), ("limit", limit)):
         if value is not None and not value > 0:
@@ -62,7 +66,7 @@ def evaluate(
     place = _device(device)
     questions = [load(name) for name in tasks or names()]
     chosen = select_methods(bundles, folder or None) if bundles or not guests else []
-    with tempfile.TemporaryDirectory(prefix="multirecon-guests-") as shelf:
+    with tempfile.TemporaryDirectory(prefix="multirecon-guests-") as shelf, share_of_this_process(part) as share:
         chosen += [read_guest(file).method(Path(shelf)) for file in dict.fromkeys(guests)]
         summary = run(
             questions,
@@ -72,13 +76,14 @@ def evaluate(
             seed=seed,
             device=place,
             timeout=timeout,
-            shard=part,
+            shard=(share.index, share.count),
             repeats=repeats,
             limit=limit,
             samples=samples,
             settling=settling,
-            progress=progress,
+            progress=progress and share.rank == 0,
         )
+        share.total(0)  # the processes that torchrun started end together
     for problem in read_records(summary.records)[1]:
         print(f"multirecon: no record: {problem}", file=sys.stderr)
     print(summary)
@@ -98,11 +103,14 @@ def reconstruct(
     device: str = "",
     timeout: float = 3600.0,
     list: bool = False,
+    shard: str = "1/1",
+    progress: bool = True,
 ) -> None:
-    """Reconstruct a measurement file by the method that did best on similar data, and say why.
+    """Reconstruct a measurement file, or all of a folder, by the method that did best on similar data, and say why.
 
     Args:
-        file: a measurement file (HDF5), as written by simulate or Measurement.save.
+        file: a measurement file (HDF5), as written by simulate or Measurement.save; or a folder of them: run again, it
+            goes on where it stopped, and under torchrun its processes divide the files.
         output: folder of the images (NIfTI, PNG), trust maps and the provenance (JSON).
         method: auto, or NAME or NAME:VARIANT of a bundle.
         targets: modalities wanted, separated by commas; by default those scanned, else the missing ones.
@@ -114,10 +122,19 @@ def reconstruct(
         device: device, such as cpu or cuda:0; by default the bundle's own choice.
         timeout: seconds after which the method is ended.
         list: only say what would be done and why.
+        shard: I/N: of a folder, only every N-th file, beginning with the I-th.
+        progress: show the progress bar of a folder (--noprogress: do not).
     """
+    from .cohort import reconstruct_folder
     from .reconstruct import reconstruct_file
+    from .runner import parse_shard
 
-    reconstruct_file(
+    call: Callable[..., Any] = reconstruct_file
+    if file.is_dir() and not list:
+        call = partial(reconstruct_folder, shard=parse_shard(shard), progress=progress)
+    elif shard != "1/1":
+        raise ValueError(f"shard: expected a folder to divide, got {str(file)!r}")
+    call(
         file,
         output,
         method=method,
@@ -129,7 +146,7 @@ def reconstruct(
         seed=seed,
         device=_device(device),
         timeout=timeout,
-        explain_only=list,
+        **({"explain_only": True} if list else {}),
     )
 
 

@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import multirecon
 
-__all__ = ["START_SECONDS", "Worker"]
+__all__ = ["START_SECONDS", "Worker", "Workers"]
 
 START_SECONDS = 180.0
 KEPT = ("MULTIRECON_CACHE",)  # projection matrices; the simulated subjects beside them are guarded
@@ -123,6 +125,27 @@ class Worker:
         tail = self.log.read_text(errors="replace").strip().splitlines()[-1:] if self.log.exists() else []
         how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return f"crash: the process ended ({how})" + (f"; last line of its log: {tail[0][:200]}" if tail else "")
+
+
+class Workers:
+    """Workers that are kept for further jobs, by name: starting a process costs more than most reconstructions."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._known: dict[str, Worker] = {}
+
+    def __enter__(self) -> Workers:
+        self._home = Path(self._stack.enter_context(TemporaryDirectory(prefix="multirecon-workers-")))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __getitem__(self, name: str) -> Worker:
+        """Return the worker of that name, a new one at the first call."""
+        if name not in self._known:
+            self._known[name] = self._stack.enter_context(Worker(self._home / str(len(self._known))))
+        return self._known[name]
 
 
 def _listen(process: subprocess.Popen[str], answers: queue.Queue[dict[str, Any] | None]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..bundle.folder import BUNDLES_SETTING
 from ..measurement import Measurement
 from .acquisitions import acquisition_text, default_targets, describe_acquisition
 from .methods import Method, select_methods
-from .process import Worker
+from .process import Worker, Workers
 from .records import FAILED, OK
 from .runner import package_versions
 from .selection import Choice, choose, read_leaderboard
@@ -40,6 +40,8 @@ def reconstruct_file(
     device: str | None = None,
     timeout: float = 3600.0,
     explain_only: bool = False,
+    quiet: bool = False,
+    workers: Workers | None = None,
 ) -> list[str]:
     """Reconstruct a measurement file, print why by which method, and write images and provenance.
 
@@ -56,6 +58,8 @@ def reconstruct_file(
         device: device of the bundles; by default their own choice.
         timeout: seconds after which the method is ended.
         explain_only: run nothing.
+        quiet: print nothing.
+        workers: kept from file to file; by default each process is ended with its work.
 
     Returns:
         The reasons, line by line.
@@ -75,19 +79,30 @@ def reconstruct_file(
         tasks = []
     with _place(None if explain_only else output) as work:
         wanted = tuple(targets) or default_targets(describe_acquisition(measurement))
-        refusals = find_refusals(methods, file, wanted, work, device=device)
+        refusals = find_refusals(methods, file, wanted, work, device=device, worker=workers[""] if workers else None)
         choice = choose(measurement, methods, refusals, tasks, targets=wanted, metric=metric, budget=budget)
         lines = choice.lines() if method == "auto" else _explicit(methods[0], choice)
-        for line in lines:
-            print(line)
+        if not quiet:
+            print("\n".join(lines))
         chosen = _chosen(choice, explicit=method != "auto")
         if explain_only:
             return lines
-        answer = run_method(chosen, file, wanted, work, seed=seed, device=device, timeout=timeout)
+        answer = run_method(
+            chosen,
+            file,
+            wanted,
+            work,
+            seed=seed,
+            device=device,
+            timeout=timeout,
+            worker=workers[chosen.name] if workers else None,
+        )
         written = _publish(work / "images", output)
     path = output / f"{file.stem}.json"
-    write_json(path, _provenance(file, measurement, chosen, answer, written, lines, seed=seed))
-    print(f"written     {', '.join(p.name for p in [*written, path])} in {shown}")
+    note = _provenance(file, measurement, chosen, answer, written, lines, seed=seed)
+    write_json(path, {**note, "asked": {"method": method, "targets": [*targets], "seed": seed}})
+    if not quiet:
+        print(f"written     {', '.join(p.name for p in [*written, path])} in {shown}")
     return lines
 
 
@@ -108,7 +123,13 @@ def default_records(folder: str = "") -> Path:
 
 
 def find_refusals(
-    methods: Sequence[Method], file: Path, targets: Sequence[str], work: Path, *, device: str | None = None
+    methods: Sequence[Method],
+    file: Path,
+    targets: Sequence[str],
+    work: Path,
+    *,
+    device: str | None = None,
+    worker: Worker | None = None,
 ) -> dict[str, str]:
     """Return why methods cannot take a measurement, by their capability; all are asked in one process of their own.
 
@@ -118,15 +139,16 @@ def find_refusals(
         targets: modalities wanted.
         work: a private folder.
         device: device of the bundles.
+        worker: the process to ask; by default one for this call.
 
     Returns:
         Method name -> reason, without an entry for a method that can take it.
     """
     refusals = {}
-    with Worker(work / "asked") as worker:
+    with nullcontext(worker) if worker is not None else Worker(work / "asked") as asked:
         for method in methods:
             job = _job(method, file, targets, work / "asked", seed=0, device=device)
-            answer = worker.run({**job, "only_refusals": True}, timeout=LOAD_SECONDS)
+            answer = asked.run({**job, "only_refusals": True}, timeout=LOAD_SECONDS)
             if answer["status"] == FAILED:
                 refusals[method.name] = f"cannot be loaded: {answer['reason']}"
             elif answer.get("reason"):
@@ -143,15 +165,16 @@ def run_method(
     seed: int = 0,
     device: str | None = None,
     timeout: float = 3600.0,
+    worker: Worker | None = None,
 ) -> dict[str, Any]:
     """Run a bundle on a measurement file in a process of its own; its images appear in ``work/images``.
 
     Raises:
         ValueError: if it fails, or writes no image.
     """
-    with Worker(work / "run") as worker:
+    with nullcontext(worker) if worker is not None else Worker(work / "run") as runner:
         job = _job(method, file, targets, work / "run", seed=seed, device=device)
-        answer = worker.run({**job, "output_dir": str(work / "images"), "keep_files": True}, timeout=timeout)
+        answer = runner.run({**job, "output_dir": str(work / "images"), "keep_files": True}, timeout=timeout)
     if answer["status"] != OK:
         raise ValueError(f"method {method.name!r}: {answer['reason']}")
     if not any((work / "images").glob("*.nii.gz")):

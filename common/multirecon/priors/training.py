@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.engines import PrepareBatch
 from monai.inferers import Inferer
+from monai.utils import evenly_divisible_all_gather
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
@@ -80,6 +83,20 @@ def keyed_generator(*key: Any, device: torch.device | str = "cpu") -> torch.Gene
     """Return a generator seeded by plain values, independent of any other state."""
     digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def mean_of_all_processes(values: Sequence[float]) -> float:
+    """Return the mean over the values of all processes, whatever their numbers and order: the sum is exact.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    everything = torch.tensor(list(values), dtype=torch.float64)
+    if idist.get_world_size() > 1:
+        everything = evenly_divisible_all_gather(everything.to(idist.device())).cpu()
+    if not len(everything):
+        raise ValueError("metric: expected at least one batch, got none")
+    return math.fsum(everything.tolist()) / len(everything)
 
 
 def _tensor(image: Any, device: Any, non_blocking: bool) -> Tensor:
@@ -263,6 +280,8 @@ class DenoisingInferer(Inferer):
 class DenoisingPSNR(Metric):
     r"""Mean over images and channels of ``10 log10(4 / MSE)``: images in [-1, 1], a data range of 2.
 
+    Where several processes share the images, it is the mean over those of all.
+
     Args:
         num_levels: noise levels in a batch of :class:`PrepareDenoising`.
         index: which of them; None for all.
@@ -274,7 +293,7 @@ class DenoisingPSNR(Metric):
 
     def reset(self) -> None:
         """Forget everything."""
-        self._sum, self._count = 0.0, 0
+        self._values: list[float] = []
 
     def update(self, output: tuple[Tensor, Tensor]) -> None:
         """Add a batch ``(pred, label)``, each ``(num_levels * B, C, *shape)``."""
@@ -282,8 +301,7 @@ class DenoisingPSNR(Metric):
         chosen = slice(None) if self.index is None else slice(self.index, self.index + 1)
         mse = (pred[chosen] - label[chosen]).square().flatten(3).mean(-1)
         psnr = 10 * torch.log10(4 / mse.clamp(min=1e-10))
-        self._sum += float(psnr.sum())
-        self._count += psnr.numel()
+        self._values += psnr.flatten().tolist()
 
     def compute(self) -> float:
         """Return the mean PSNR in dB.
@@ -291,9 +309,7 @@ class DenoisingPSNR(Metric):
         Raises:
             ValueError: if no batch was added.
         """
-        if not self._count:
-            raise ValueError("psnr: expected at least one batch, got none")
-        return self._sum / self._count
+        return mean_of_all_processes(self._values)
 
 
 def denoising_metrics(sigmas: Sequence[float]) -> dict[str, DenoisingPSNR]:

@@ -10,6 +10,7 @@ from contract.tiny_bundle import edit
 
 from multirecon.bundle import CHECKS, verify, write_weights
 from multirecon.bundle.contract import Inspection, run_check
+from multirecon.bundle.upload import published_faults
 
 
 def faults(bundle, check):
@@ -155,3 +156,55 @@ def test_ranges_of_settings_fit_the_config(copy_of_tiny):
         edit(bundle.configs / "metadata.json", multirecon={**own, "tuning": ranges})
         found = faults(type(bundle)(bundle.root), "tuning")
         assert words in found if words else found == ""
+
+
+def test_packages_that_do_not_exist_or_are_not_stated_are_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    edit(bundle.configs / "metadata.json", required_packages_version={"no-such-package": "1.0.0", "nibabel": "latest"})
+    (bundle.root / "tiny_mr_more.py").write_text("import scipy.ndimage\nimport json, torch\nfrom . import x\n")
+    found = faults(bundle, "requirements")
+    assert "expected packages that are installed, got 'no-such-package'" in found
+    assert "required_packages_version.nibabel: expected a released version, got 'latest'" in found
+    assert "tiny_mr_more.py: imports 'scipy', which required_packages_version does not name" in found
+    assert "json" not in found
+    assert "torch" not in found
+
+
+def test_logging_that_executes_is_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    path = bundle.configs / "logging.conf"
+    path.write_text(path.read_text().replace("class=StreamHandler", "class=__import__('os').system"))
+    assert "configs/logging.conf: " in faults(bundle, "files")
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"path": "../model.pt"}, "expected a file inside the bundle"),
+        ({"path": "/model.pt"}, "expected a file inside the bundle"),
+        ({"url": "http://example.org/model.pt"}, "expected https://"),
+        ({"hash_type": "sha1", "hash_val": "0" * 40}, "expected hash_type of"),
+        ({"hash_val": ""}, "expected hash_type of"),
+        ({}, ""),
+    ],
+)
+def test_large_files(copy_of_tiny, entry, words):
+    bundle = copy_of_tiny()
+    good = {"path": "models/x.pt", "url": "https://example.org/x.pt", "hash_type": "sha256", "hash_val": "0" * 64}
+    (bundle.root / "large_files.yml").write_text(json.dumps({"large_files": [{**good, **entry}]}))
+    found = faults(bundle, "files")
+    assert (words in found) if words else (found == "")
+
+
+def test_large_files_in_another_form_are_found(copy_of_tiny):
+    bundle = copy_of_tiny()
+    (bundle.root / "large_files.yml").write_text("- models/x.pt\n")
+    assert "large_files.yml: expected a list" in faults(bundle, "files")
+
+
+def test_published_version_is_not_used_again(tiny, tmp_path):
+    listing = tmp_path / "model_info.json"
+    listing.write_text(json.dumps({f"{tiny.name}_v{tiny.version}": {}}))
+    assert published_faults(tiny, listing) == ["version: expected one that is not in model_info.json yet, got '0.1.0'"]
+    listing.write_text(json.dumps({f"{tiny.name}_v0.0.9": {}}))
+    assert published_faults(tiny, listing) == []

@@ -326,7 +326,7 @@ def test_psnr_of_known_error():
     pred = torch.cat([label[:2] + 1.0, label[2:] + 0.02])
     metric.update((pred, label))
     assert metric.compute() == pytest.approx(40.0)
-    with pytest.raises(ValueError, match="psnr"):
+    with pytest.raises(ValueError, match="at least one batch"):
         DenoisingPSNR(2).compute()
 
 
