@@ -386,6 +386,7 @@ def volumes() -> list[dict[str, Any]]:
         "config": {"spacing_mm": [1.875, 1.875, 1.875], "matrix": 128},
     }
     slab["sets"] = {"small": {}, "full": {"seeds": 4}}
+    slab["metrics"] = [*slab["metrics"], "tvz", "psnr_axial", "psnr_sagittal"]
     return [slab]
 
 

@@ -37,9 +37,9 @@ from .splits import check_samples, sample_seed, split_anatomies, split_of
 __all__ = ["CachedSlices", "build", "info"]
 
 STORED = (*MR, "ct", "pet_fdg", "pet_amyloid")
-_FORMAT = 1
+FORMAT = 1
 _MR_CODES = 200.0
-_RECORD = "subject.json"
+RECORD = "subject.json"
 
 
 def build(
@@ -90,7 +90,7 @@ def build(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "split": split,
         "modalities": list(modalities),
         "stride": stride,
@@ -98,8 +98,8 @@ def build(
         "spacing_mm": float(spacing_mm),
         "config": json.loads(json.dumps(asdict(chosen))),
     }
-    _agree(folder, settings)
-    todo = [s for s in samples if not (folder / _subject_name(*s) / _RECORD).exists()]
+    agree_on_settings(folder, settings)
+    todo = [s for s in samples if not (folder / subject_name(*s) / RECORD).exists()]
     for anatomy, seed in tqdm(todo, desc=f"{split} set", unit="subject", disable=not progress or None):
         phantom = simulate(anatomy, seed, config=chosen, device=device)
         _write_subject(folder, phantom, settings)
@@ -115,13 +115,14 @@ def info(output_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
 
     Returns:
         ``split``, ``subjects``, ``slices``, ``bytes``, ``modalities``, ``shape``, ``spacing_mm``, ``anatomies``
-        (slices of each), ``clipped`` (largest share of MR pixels above the range of one byte), ``config``.
+        (slices of each), ``clipped`` (largest share of MR pixels above the range of one byte), ``config``; of slices
+        or of slabs.
 
     Raises:
         ValueError: if the folder is no set, or with ``verify`` if a file differs from its checksum.
     """
     folder = Path(output_dir)
-    settings, records = _read(folder)
+    settings, records = read_set(folder)
     anatomies: dict[str, int] = {}
     total = 0
     for name, record in records.items():
@@ -132,7 +133,7 @@ def info(output_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
             if verify and _digest(path) != digest:
                 raise ValueError(f"output_dir: {path} does not match its checksum")
     return {
-        **{k: settings[k] for k in ("split", "modalities", "shape", "spacing_mm", "stride", "config")},
+        **{k: v for k, v in settings.items() if k not in ("format", "kind")},
         "subjects": len(records),
         "slices": sum(anatomies.values()),
         "bytes": total,
@@ -163,14 +164,11 @@ class CachedSlices(Dataset[dict[str, Any]]):
         if units not in ("unit", "phantom"):
             raise ValueError(f"units: expected 'unit' or 'phantom', got {units!r}")
         self.folder, self.modalities, self.units = Path(folder), tuple(modalities), units
-        self.settings, records = _read(self.folder)
+        self.settings, records = read_set(self.folder, "slices")
         missing = [m for m in modalities if m not in self.settings["modalities"]]
         if missing:
             raise ValueError(f"modalities: expected names out of {self.settings['modalities']}, got {missing}")
-        if split is not None:
-            check_samples(split, [(r["anatomy"], r["seed"]) for r in records.values()])
-            if self.settings["split"] != split:
-                raise ValueError(f"split: expected a set of {split!r}, got one of {self.settings['split']!r}")
+        check_set(self.settings, records, split)
         self.index = [(name, i) for name, record in records.items() for i in range(len(record["z"]))]
         if not self.index:
             raise ValueError(f"folder: expected a set with at least one subject, got {str(folder)!r}")
@@ -224,11 +222,11 @@ class CachedSlices(Dataset[dict[str, Any]]):
         }
 
 
-def _subject_name(anatomy: str, seed: int) -> str:
+def subject_name(anatomy: str, seed: int) -> str:
     return f"{anatomy}_{seed:07d}"
 
 
-def _agree(folder: Path, settings: Mapping[str, Any]) -> None:
+def agree_on_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings of a new set, or compare them with those of the one that is there."""
     path = folder / "set.json"
     if path.exists():
@@ -242,14 +240,37 @@ def _agree(folder: Path, settings: Mapping[str, Any]) -> None:
     _write_json(path, settings)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def check_set(settings: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], split: str | None) -> None:
+    """Refuse a set of another split, or one that holds a sample of another split.
+
+    Raises:
+        ValueError: if so.
+    """
+    if split is not None:
+        check_samples(split, [(r["anatomy"], r["seed"]) for r in records.values()])
+        if settings["split"] != split:
+            raise ValueError(f"split: expected a set of {split!r}, got one of {settings['split']!r}")
+
+
+def read_set(folder: Path, kind: str | None = None) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the settings of a set and the record of every subject that is complete.
+
+    Args:
+        folder: folder of the set.
+        kind: ``"slices"`` or ``"slabs"``, or None for either.
+
+    Raises:
+        ValueError: if the folder is no set of that kind.
+    """
     path = folder / "set.json"
     if not path.exists():
         raise ValueError(f"folder: expected a set made by build (set.json), got {str(folder)!r}")
     settings = json.loads(path.read_text(encoding="utf-8"))
-    if settings["format"] != _FORMAT:
-        raise ValueError(f"folder: expected format {_FORMAT}, got {settings['format']} in {path}")
-    found = sorted(folder.glob(f"*/{_RECORD}"))
+    if settings["format"] != FORMAT:
+        raise ValueError(f"folder: expected format {FORMAT}, got {settings['format']} in {path}")
+    if kind is not None and settings.get("kind", "slices") != kind:
+        raise ValueError(f"folder: expected a set of {kind}, got one of {settings.get('kind', 'slices')} in {folder}")
+    found = sorted(folder.glob(f"*/{RECORD}"))
     records = {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in found}
     return settings, records
 
@@ -272,22 +293,33 @@ def _write_subject(folder: Path, phantom: Phantom, settings: Mapping[str, Any]) 
             arrays[name] = codes.clamp(0, 255).to(torch.uint8).cpu().numpy()
         else:
             arrays[name] = to_unit(name, values).to(torch.float16).cpu().numpy()
-    name = _subject_name(phantom.anatomy, phantom.seed)
+    record = {
+        "anatomy": phantom.anatomy,
+        "seed": phantom.seed,
+        "split": split_of(phantom.anatomy, phantom.seed),
+        "z": z,
+        "z_mm": [float(phantom.affine[2, 3] + i * phantom.affine[2, 2]) for i in z],
+        "clipped": clipped,
+        "parameters": phantom.parameters,
+    }
+    write_subject(folder, arrays, record)
+
+
+def write_subject(folder: Path, arrays: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> None:
+    """Write the folder of one subject, whole or not at all.
+
+    Args:
+        folder: folder of the set.
+        arrays: one array for each file, by its name without the ending.
+        record: ``anatomy``, ``seed`` and whatever else describes the subject; checksums are added.
+    """
+    name = subject_name(record["anatomy"], record["seed"])
     temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
     try:
         for file, array in arrays.items():
             np.save(temporary / f"{file}.npy", array)
-        record = {
-            "anatomy": phantom.anatomy,
-            "seed": phantom.seed,
-            "split": split_of(phantom.anatomy, phantom.seed),
-            "z": z,
-            "z_mm": [float(phantom.affine[2, 3] + i * phantom.affine[2, 2]) for i in z],
-            "clipped": clipped,
-            "parameters": phantom.parameters,
-            "sha256": {f"{file}.npy": _digest(temporary / f"{file}.npy") for file in arrays},
-        }
-        _write_json(temporary / _RECORD, record)
+        checksums = {f"{file}.npy": _digest(temporary / f"{file}.npy") for file in arrays}
+        _write_json(temporary / RECORD, {**record, "sha256": checksums})
         os.replace(temporary, folder / name)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

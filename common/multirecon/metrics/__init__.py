@@ -18,6 +18,7 @@ from .evaluate import (
 from .features import ENCODER, ENCODER_MODALITIES, ENCODER_SHA256, FeatureEncoder, load_encoder, network_scale
 from .image import bias, mae, nrmse, psnr, ssim, ssim_map
 from .ranges import ReportingRange, reporting_range
+from .reslices import reslice_psnr, through_plane_variation
 from .spectrum import high_frequency_ratio, radial_power
 
 __all__ = [
@@ -56,7 +57,9 @@ __all__ = [
     "psnr",
     "radial_power",
     "reporting_range",
+    "reslice_psnr",
     "ssim",
     "ssim_map",
     "surroundings",
+    "through_plane_variation",
 ]

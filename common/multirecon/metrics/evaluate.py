@@ -12,6 +12,7 @@ from .contrast import contrast_recovery, contrast_to_noise, surroundings
 from .ensembles import LEVELS, crps, posterior_coverage
 from .image import bias, mae, nrmse, psnr, ssim
 from .ranges import ReportingRange, reporting_range
+from .reslices import reslice_psnr, through_plane_variation
 from .spectrum import high_frequency_ratio
 
 __all__ = [
@@ -55,20 +56,26 @@ METRICS: dict[str, Metric] = {
     "mae": lambda p, t, r, m: mae(p, t, mask=m) * r.gain,
     "bias": lambda p, t, r, m: bias(p, t, mask=m) * r.gain,
     "hfer": lambda p, t, r, m: high_frequency_ratio(p, t, mask=m),
+    "tvz": lambda p, t, r, m: through_plane_variation(p, t, mask=m),
+    "psnr_axial": lambda p, t, r, m: reslice_psnr(p, t, plane="axial", data_range=r.stack_range, mask=m),
+    "psnr_sagittal": lambda p, t, r, m: reslice_psnr(p, t, plane="sagittal", data_range=r.stack_range, mask=m),
     "crc": _crc,
     "cnr": _cnr,
 }
-HIGHER_IS_BETTER = frozenset({"psnr", "ssim", "cnr"})
+HIGHER_IS_BETTER = frozenset({"psnr", "psnr_axial", "psnr_sagittal", "ssim", "cnr"})
 # best at a value of their own, so that a higher value is neither better nor worse
-IDEAL = {"bias": 0.0, "hfer": 1.0, "crc": 1.0, **{f"coverage{round(100 * p)}": p for p in LEVELS}}
+IDEAL = {"bias": 0.0, "hfer": 1.0, "tvz": 1.0, "crc": 1.0, **{f"coverage{round(100 * p)}": p for p in LEVELS}}
 UNDIRECTED = frozenset(IDEAL)
+# have no value in a region that does not show what they measure
+_PARTIAL = frozenset({"crc", "tvz", "psnr_axial", "psnr_sagittal"})
 # taken only in regions called ``...lesion``, against the shell around them
 LESION_METRICS = frozenset({"crc", "cnr"})
 
 
 def metric_unit(name: str, unit: str) -> str:
     """Return the unit of a metric of a modality that is reported in ``unit`` (empty where it has none)."""
-    return {"psnr": "dB", "mae": unit, "bias": unit, "crps": unit}.get(name.partition("@")[0], "")
+    metric = name.partition("@")[0]
+    return "dB" if metric.startswith("psnr") else unit if metric in ("mae", "bias", "crps") else ""
 
 
 def metric_score(name: str, value: float) -> float:
@@ -129,7 +136,7 @@ def evaluate_image(
             if bool(mask.any()):
                 here = [n for n in names if n not in LESION_METRICS or region.endswith("lesion")]
                 found = {f"{n}@{region}": float(METRICS[n](p, t, reporting, mask)) for n in here}
-                values |= {n: v for n, v in found.items() if n.partition("@")[0] != "crc" or not math.isnan(v)}
+                values |= {n: v for n, v in found.items() if n.partition("@")[0] not in _PARTIAL or not math.isnan(v)}
         results[target] = values
     return results
 

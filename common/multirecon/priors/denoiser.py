@@ -53,31 +53,36 @@ class HaarDomain:
 
     Args:
         levels: how often the transform is applied (to all channels: a wavelet packet).
-        scale_low: whether the lowest band is scaled.
+        scale_low: whether the lowest band is scaled by the gain of a constant image, or the number it is divided by.
+        axes: transform this many of the spatial axes, the first ones; all by default. With 2, a volume is a stack of
+            transformed slices.
 
     Example:
         >>> HaarDomain().forward(torch.full((1, 1, 2, 2), 0.5)).flatten().tolist()
         [0.5, 0.0, 0.0, 0.0]
     """
 
-    def __init__(self, *, levels: int = 1, scale_low: bool = True) -> None:
-        if levels < 1:
-            raise ValueError(f"levels: expected >= 1, got {levels}")
+    def __init__(self, *, levels: int = 1, scale_low: bool | float = True, axes: int | None = None) -> None:
+        if levels < 1 or (axes is not None and axes < 1):
+            raise ValueError(f"levels, axes: expected >= 1, got {levels}, {axes}")
+        if not isinstance(scale_low, bool) and not scale_low > 0:
+            raise ValueError(f"scale_low: expected a truth value or a number > 0, got {scale_low}")
         self.levels = levels
         self.scale_low = scale_low
+        self.axes = axes
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the scaled coefficients ``(B, C * bands, *shape / 2 ** levels)`` of an image ``(B, C, *shape)``."""
         coefficients = image
         for _ in range(self.levels):
-            coefficients = haar_analysis(coefficients)
+            coefficients = haar_analysis(coefficients, self.axes)
         return _times(coefficients, self.gain(image.ndim))
 
     def inverse(self, coefficients: Tensor) -> Tensor:
         """Return the image ``(B, C, *shape)`` of scaled coefficients."""
         image = _times(coefficients, 1 / self.gain(coefficients.ndim))
         for _ in range(self.levels):
-            image = haar_synthesis(image)
+            image = haar_synthesis(image, self.axes)
         return image
 
     def gain(self, ndim: int) -> Tensor:
@@ -86,9 +91,12 @@ class HaarDomain:
         Args:
             ndim: number of axes of the tensors, spatial ones plus two.
         """
-        gain = torch.ones(2 ** (self.levels * (ndim - 2)), dtype=torch.float64)
-        if self.scale_low:
-            gain[0] = 2.0 ** (-self.levels * (ndim - 2) / 2)
+        halvings = self.levels * (ndim - 2 if self.axes is None else self.axes)
+        gain = torch.ones(2**halvings, dtype=torch.float64)
+        if self.scale_low is True:
+            gain[0] = 2.0 ** (-halvings / 2)
+        elif self.scale_low is not False:
+            gain[0] = 1 / self.scale_low
         return gain
 
 

@@ -131,13 +131,14 @@ class FollowsStep:
 class PrepareNoisy(FollowsStep, PrepareBatch):
     """Turns a batch of clean stacks into the network's input, target and time.
 
-    The batch holds ``"image"``: ``(B, C, *shape)``. Noise, times and augmentation are a function of (seed, step, rank).
+    The batch holds ``"image"``: ``(B, C, *shape)``; an augmentation is given ``"fine"``, a finer grid, where the batch
+    has it, and returns the grid of the prior. Noise, times and augmentation are a function of (seed, step, rank).
 
     Args:
         prior: the prior that is trained.
         units: of the batch, ``"physical"`` (as ``prior.scaling`` takes them) or ``"unit"`` (about [0, 1]).
         augmentation: ``augmentation(image, brain, generator=...)`` in the units of the batch, with the brain masks
-            ``(B, 1, *shape)`` it brings, or None.
+            ``(B, 1, *shape)`` it brings (None where there are none), or None.
         seed: seed of the random numbers.
         rank: number of this process.
     """
@@ -164,9 +165,10 @@ class PrepareNoisy(FollowsStep, PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple[Tensor], dict[str, Any]]:
         """Return ``(input, target, (timestep,), {})``."""
-        image = _tensor(batchdata["image"], device, non_blocking)
+        moved = self.augmentation is not None
+        image = _tensor(batchdata["fine" if moved and "fine" in batchdata else "image"], device, non_blocking)
         if self.augmentation is not None:
-            brain = _tensor(batchdata["brain"], device, non_blocking)
+            brain = _tensor(batchdata["brain"], device, non_blocking) if "brain" in batchdata else None
             generator = keyed_generator("augment", self.seed, self.step, self.rank)
             image = self.augmentation(image, brain, generator=generator)
         x0 = _to_range(image, self.prior, self.units)

@@ -21,7 +21,7 @@ def test_a_larger_score_is_better(name, worse, better):
 
 def test_metrics_without_a_direction_have_a_best_value():
     assert frozenset(IDEAL) == UNDIRECTED
-    assert {"bias", "hfer", "crc"} == UNDIRECTED & set(METRICS)
+    assert {"bias", "hfer", "tvz", "crc"} == UNDIRECTED & set(METRICS)
     assert IDEAL["coverage95"] == 0.95
 
 

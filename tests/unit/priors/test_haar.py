@@ -57,3 +57,25 @@ def test_odd_sizes_are_refused():
         haar_synthesis(torch.zeros(1, 3, 2, 2))
     with pytest.raises(ValueError, match="levels"):
         HaarDomain(levels=0)
+    with pytest.raises(ValueError, match="scale_low"):
+        HaarDomain(scale_low=0.0)
+
+
+def test_a_volume_as_a_stack_of_slices():
+    x = randn(2, 2, 8, 6, 3)
+    slices, stack = HaarDomain(), HaarDomain(axes=2)
+    w = stack.forward(x)
+    assert w.shape == (2, 8, 4, 3, 3)
+    assert torch.equal(stack.gain(5), slices.gain(4))
+    for k in range(3):
+        torch.testing.assert_close(w[..., k], slices.forward(x[..., k]), rtol=0, atol=1e-15)
+    torch.testing.assert_close(stack.inverse(w), x, rtol=0, atol=1e-14)
+
+
+def test_lowest_band_divided_by_a_number():
+    x = randn(1, 1, 4, 4, 4)
+    plain, divided = HaarDomain(scale_low=False).forward(x), HaarDomain(scale_low=3.0).forward(x)
+    torch.testing.assert_close(divided[:, 0], plain[:, 0] / 3)
+    assert torch.equal(divided[:, 1:], plain[:, 1:])
+    torch.testing.assert_close(HaarDomain(scale_low=3.0).inverse(divided), x, rtol=0, atol=1e-14)
+    assert HaarDomain(scale_low=3.0).gain(5)[0] == 1 / 3
