@@ -25,7 +25,15 @@ from .reconstruction.trust import trust_map
 from .space import ImageSpace
 from .units import attenuation_to_hu, is_hounsfield_outside
 
-__all__ = ["PrepareMeasurement", "ProcessShare", "SampleLog", "SaveReconstructions", "collate", "require"]
+__all__ = [
+    "PrepareMeasurement",
+    "ProcessShare",
+    "SampleLog",
+    "SaveReconstructions",
+    "collate",
+    "named_images",
+    "require",
+]
 
 
 def require(condition: Any, message: str) -> None:
@@ -174,20 +182,13 @@ class SaveReconstructions:
         space = inputs.space if isinstance(inputs, Measurement) else self.space
         if space is None:
             raise ValueError("space: expected the image space of the results, which images alone do not tell, got None")
-        affines = inputs.space.affine if isinstance(inputs, Measurement) else torch.as_tensor(pred.affine)
-        affines = affines.reshape(-1, 4, 4).double().expand(len(pred), 4, 4)
         ids = sample_names(batch.get("id"), len(pred))
-        if not isinstance(inputs, Measurement):  # of images, the result may hold one modality only, and says so
-            space = space.select(getattr(pred, "meta", {}).get("modalities", space.names))
-        for index, name in enumerate(ids):
-            for modality in self.modalities or space.names:
-                image = _plain(pred)[index, space.channels(modality)].detach().cpu()
-                if isinstance(inputs, Measurement) and is_hounsfield_outside(modality, space[modality].unit):
-                    image = attenuation_to_hu(image)
-                self._save(name, modality, image, affines[index])
+        for name, modality, image, affine in named_images(inputs, pred, ids, space=space, modalities=self.modalities):
+            self._save(name, modality, image, affine)
         wanted = len(space.shape) == 2 if self.trust is None else self.trust
         if wanted and isinstance(inputs, Measurement):
             maps = trust_map(inputs, _plain(pred)).float().cpu()
+            affines = _affines(inputs, pred)
             chosen = [space.names.index(m) for m in self.modalities or space.names]
             for index, name in enumerate(ids):
                 self._write(self.output_dir / f"{safe_name(name)}_trust.nii.gz", maps[index, chosen], affines[index])
@@ -282,6 +283,35 @@ class SampleLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(("iteration,samples\n" if new else "") + f"{engine.state.iteration},{ids}\n")
+
+
+def named_images(
+    inputs: Any, pred: Tensor, ids: Sequence[str], *, space: ImageSpace, modalities: Sequence[str] | None = None
+) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    """Yield the images of a result as they leave: ``(sample, modality, (channels, *shape), (4, 4) affine)``, CT in HU.
+
+    Args:
+        inputs: what was reconstructed: a Measurement, or images.
+        pred: the result ``(B, C, *shape)``; of images it may hold one modality only, and says so.
+        ids: names of the samples.
+        space: the measurement's space, or the bundle's where images were handed in.
+        modalities: which ones; all that the result holds by default.
+    """
+    measured = isinstance(inputs, Measurement)
+    if not measured:
+        space = space.select(getattr(pred, "meta", {}).get("modalities", space.names))
+    affines = _affines(inputs, pred)
+    for index, name in enumerate(ids):
+        for modality in modalities or space.names:
+            image = _plain(pred)[index, space.channels(modality)].detach().cpu()
+            if measured and is_hounsfield_outside(modality, space[modality].unit):
+                image = attenuation_to_hu(image)
+            yield name, modality, image, affines[index]
+
+
+def _affines(inputs: Any, pred: Any) -> Tensor:
+    affines = inputs.space.affine if isinstance(inputs, Measurement) else torch.as_tensor(pred.affine)
+    return affines.reshape(-1, 4, 4).double().expand(len(pred), 4, 4)
 
 
 def sample_names(ids: Any, count: int) -> list[str]:

@@ -1,6 +1,7 @@
 """What the tests against other packages' own programs share: heads as a user has them, and the stock command."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from contract.stock import Done, Stock, arguments
 from synthetic_head import fine_maps
 from torch.nn.functional import avg_pool2d
 
-from multirecon.bundle import Bundle
+from multirecon.bundle import Bundle, load
 from multirecon.units import attenuation_to_hu
 
 CPU = "$torch.device('cpu')"
@@ -38,6 +39,26 @@ def head(names: Sequence[str], scale: float = 250.0) -> nib.Nifti1Image:
         channels.append(torch.stack(slices, -1)[8:120, 4:124].flip(0).flip(1))
     values = torch.stack(channels, -1).numpy().astype(np.float32)
     return nib.Nifti1Image(values[..., 0] if len(names) == 1 else values, AFFINE)
+
+
+def drawn(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle; until its weights are trained a copy with freshly drawn ones, which proves all but image quality."""
+    if bundle.weights.is_file():
+        return bundle
+    copy = Bundle(Path(shutil.copytree(bundle.root, folder / bundle.name)))
+    if not (copy.configs / "metadata.json").is_file():
+        shutil.copy(copy.root / "docs" / "metadata_draft.json", copy.configs / "metadata.json")
+    copy.weights.parent.mkdir(exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = load(copy, device=CPU).network_def
+        for (
+            parameter
+        ) in network.parameters():  # an untrained network ends in zeros: let its output depend on all layers
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+    torch.save(network.state_dict(), copy.weights)
+    return copy
 
 
 def run_stock(
