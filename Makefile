@@ -8,7 +8,7 @@ PYTHON ?=
 export VENV OUT PYTHON
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test lint format slow gpu peers browser clean
+.PHONY: help venv demo test lint format slow gpu peers browser label deploy clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,14 @@ peers: ## comparisons with ASTRA, sigpy and scikit-image (adds them to the envir
 browser: ## the report in headless Chromium (adds playwright to the environment; Chromium has to be there)
 	@EXTRAS=dev,data,io,interop,zoo,browser bash ci/venv.sh
 	@PYTEST_ADDOPTS="-m browser" bash ci/check.sh pytest
+
+label: venv ## a real MONAI Label server serves the bundles (makes an environment of 8 GB beside VENV)
+	@python=$$(VENV="$$VENV-label" bash ci/interop_env.sh label) && \
+		MULTIRECON_LABEL_PYTHON="$$python" PYTEST_ADDOPTS="-m label" bash ci/check.sh pytest
+
+deploy: venv ## the example applications under the MONAI Deploy App SDK (makes an environment of 7 GB beside VENV)
+	@python=$$(VENV="$$VENV-deploy" bash ci/interop_env.sh deploy) && \
+		MULTIRECON_DEPLOY_PYTHON="$$python" PYTEST_ADDOPTS="-m deploy" bash ci/check.sh pytest
 
 clean: ## remove results and caches inside the checkout (not the environment)
 	rm -rf output build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

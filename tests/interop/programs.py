@@ -52,9 +52,7 @@ def drawn(bundle: Bundle, folder: Path) -> Bundle:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = load(copy, device=CPU).network_def
-        for (
-            parameter
-        ) in network.parameters():  # an untrained network ends in zeros: let its output depend on all layers
+        for parameter in network.parameters():  # an untrained network ends in zeros
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.02)
     torch.save(network.state_dict(), copy.weights)

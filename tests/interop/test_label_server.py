@@ -193,7 +193,7 @@ def test_reconstruction_of_a_simulated_acquisition(server, stock, bundle, tmp_pa
 @pytest.mark.parametrize("target", ["ct", "flair"])
 @pytest.mark.parametrize("synthesiser", SYNTHESISERS, ids=lambda b: b.name)
 def test_synthesis_from_t1(server, stock, synthesiser, target, tmp_path):
-    """T1 alone goes in, CT or FLAIR comes out; until a prior has its weights, with drawn ones (its images are noise)."""
+    """T1 alone goes in, CT or FLAIR comes out; until a prior has its weights, with drawn ones (mere noise)."""
     bundle = server.bundles[synthesiser.name]
     print(f"{bundle.name}: {'own' if bundle.root == synthesiser.root else 'no weights yet, drawn'} weights")
     assert refusal(bundle) is None
