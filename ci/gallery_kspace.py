@@ -1,24 +1,23 @@
-"""Reconstruct the measured 8-coil k-space (MULTIRECON_REAL_DATA/kspace) and judge it by samples held out of it.
+"""Reconstruct the measured 8-coil k-space and judge the images by samples held out of it.
 
-    python ci/gallery_kspace.py OUT [--measurement FILE.h5] [--result FILE.nii.gz]
+    python ci/gallery_kspace.py docs/gallery [--work output/kspace]
 
-writes OUT/kspace_sense.png and prints the error on the held-out samples. With --measurement it stores the
-phase-absorbed measurement that `python -m monai.bundle run` of a reconstruction bundle reads; with --result it judges
-and draws what that bundle wrote.
+prints the error on the held-out samples and draws OUT/kspace.png. It writes the phase-absorbed measurement and runs
+bundles on it by MONAI's stock command, which it prints; what lies in --work already is not made again.
 
-The data: 8 coils, 230 x 180, Poisson-disc sampled, from the sigpy MRI tutorial (mikgroup/sigpy-mri-tutorial, BSD-3).
+The data: cartesian_ksp.npy of the sigpy MRI tutorial (mikgroup/sigpy-mri-tutorial, BSD-3), 8 coils, 230 x 180,
+Poisson-disc sampled.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel as nib
 import torch
+from gallery_parts import Panel, draw, read_images, real_data, run_bundle
 from torch import Tensor
 
 from multirecon.blocks import Blocks
@@ -30,9 +29,10 @@ from multirecon.operators.coils import image_phase
 from multirecon.solvers.cg import least_squares
 from multirecon.space import ImageSpace
 
-FILE = Path("kspace") / "cartesian_ksp.npy"
+FILE = "kspace/cartesian_ksp.npy"
 DAMPING = 0.01  # weight of |x|^2 against |A x - y|^2 where the maps have root sum of squares one
 MODALITY = "t1"
+BUNDLES = {"sense_mr": "SENSE", "cs_mr": "L1-wavelet", "tv_petmrct": "TV"}
 
 
 class Scan(NamedTuple):
@@ -109,58 +109,32 @@ def as_measurement(scan: Scan) -> Measurement:
     )
 
 
-def draw(path: Path, panels: list[tuple[str, Tensor]]) -> None:
-    """Write one row of grey-value pictures, each ``(H, W)``, on one scale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    top = float(panels[-1][1].quantile(0.995))
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 3.7), layout="constrained")
-    for axis, (title, image) in zip(axes, panels, strict=True):
-        axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1 if image.max() <= 1 and image.min() >= 0 else top)
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part.png")
-    figure.savefig(draft, dpi=150)
-    plt.close(figure)
-    os.replace(draft, path)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the picture")
-    parser.add_argument("--measurement", type=Path, help="also write the measurement file (.h5)")
-    parser.add_argument("--result", type=Path, help="also judge the image (.nii.gz) that a bundle made of it")
+    parser.add_argument("--work", type=Path, default=Path("output/kspace"), help="folder of measurement and images")
     arguments = parser.parse_args()
-    folder = os.environ.get("MULTIRECON_REAL_DATA", "")
-    if not (Path(folder) / FILE).is_file():
-        print(f"MULTIRECON_REAL_DATA: expected a folder with {FILE}, got {folder!r}", file=sys.stderr)
-        return 2
-    scan = load_scan(Path(folder))
+    scan, work = load_scan(real_data(FILE)), arguments.work.absolute()
+    if not (work / "data" / "brain.h5").exists():
+        as_measurement(scan).save(work / "data" / "brain.h5")
     seen = scan.kspace * scan.kept
-    zero_filled = MaskedFourier(scan.kept, scan.complex_maps, real_image=False).adjoint(seen[None])
-    complex_image = sense(MaskedFourier(scan.kept, scan.complex_maps, real_image=False), seen)
-    real_image = sense(MaskedFourier(scan.kept, scan.maps), seen)
+    complex_operator = MaskedFourier(scan.kept, scan.complex_maps, real_image=False)
+    images = [
+        ("zero-filled", complex_operator.adjoint(seen[None]), scan.complex_maps),
+        ("CG-SENSE, complex image", sense(complex_operator, seen), scan.complex_maps),
+        ("CG-SENSE, real image", sense(MaskedFourier(scan.kept, scan.maps), seen), scan.maps),
+    ]
+    for name, title in BUNDLES.items():
+        folder = run_bundle(name, work / "data", work / name)
+        images.append((f"{title} ({name})", read_images(folder, MODALITY), scan.maps))
     print(f"acceleration {acceleration(scan.kept):.2f}, held out {int(scan.held_out.sum())} points, "
           f"sigma <= {scan.sigma:.4f}, noise floor <= {noise_floor(scan):.3f}")  # fmt: skip
-    images = [
-        ("zero-filled", zero_filled, scan.complex_maps),
-        ("CG-SENSE, complex image", complex_image, scan.complex_maps),
-        ("CG-SENSE, real image", real_image, scan.maps),
-    ]
-    if arguments.result is not None:
-        values = torch.from_numpy(nib.load(arguments.result).get_fdata(dtype="float32"))
-        images.append((f"bundle: {arguments.result.parent.name}", values.reshape(1, 1, *scan.kept.shape), scan.maps))
-    for name, image, maps in images:
-        print(f"{name:26s} held-out error {held_out_error(scan, image, maps):.3f}")
-    panels = [("sampled points", scan.kept)]
-    panels += [(name, image[0, 0].abs() if image.is_complex() else image[0, 0]) for name, image, _ in images]
-    draw(arguments.out / "kspace_sense.png", panels)
-    if arguments.measurement is not None:
-        as_measurement(scan).save(arguments.measurement)
+    for title, image, maps in images:
+        print(f"{title:26s} held-out error {held_out_error(scan, image, maps):.3f}")
+    top = float(images[-1][1].quantile(0.995))
+    panels = [Panel("sampled points", scan.kept, (0.0, 1.0))]
+    panels += [Panel(t, (i.abs() if i.is_complex() else i)[0, 0], (0.0, top)) for t, i, _ in images]
+    draw(arguments.out / "kspace.png", [panels[:4], panels[4:]])
     return 0
 
 

@@ -32,21 +32,28 @@ def convert(
     efficiency: str = "",
     attenuation: str = "",
     scanner: str = "",
+    normalization: str = "",
+    oblique: bool = False,
     series: str = "",
     gaps: str = "refuse",
     untilt: bool = False,
     source: str = "",
+    reference: str = "",
+    reference_modality: str = "",
+    subject: str = "",
 ) -> None:
     """Turn a raw data file into a measurement file, or an image into another image format.
 
     The content of the file decides its format. OUTPUT ends in .h5; for images it may also end in .nii, .nii.gz or
-    .hdr (Interfile), or be a new folder (DICOM). An option that means nothing for the format is refused.
+    .hdr (Interfile), or be a folder (new: DICOM; with --subject: BIDS). An option that means nothing for the format is
+    refused.
 
     Args:
         raw: file, or folder of DICOM files.
         output: what to write.
         modality: key of the image, such as t1, ct or pet_fdg.
-        slices: slices, detector rows or planes, such as 3,5,8 or 0-9; k-space: the middle one by default.
+        slices: slices, detector rows or planes, such as 3,5,8 or 0-9; k-space: the middle one by default; images: only
+            with a reference.
         frame: ISMRMRD: number of the contrast, phase, repetition and set.
         dataset: HDF5 dataset or MATLAB variable.
         layout: axes of an array, a letter each: c coil, s slice, x y z image, r real/imaginary; b bin, v view, p plane.
@@ -66,10 +73,15 @@ def convert(
         efficiency: sinograms: detection efficiencies.
         attenuation: sinograms: attenuation image in 1/cm at 511 keV.
         scanner: CASToR: crystal table (.lut).
+        normalization: CASToR list-mode data: normalization file (every line with its correction factors).
+        oblique: Interfile: keep the oblique segments, as one volume.
         series: DICOM: UID of the series, or its last characters.
         gaps: DICOM: refuse, interpolate or keep unequal steps between slices.
         untilt: DICOM: put the slices of a tilted gantry on a rectangular grid.
         source: folder of the DICOM series that a DICOM output is derived from.
+        reference: images: a clean image beside this one, on whose grid (or one of spacing_mm) the result will lie.
+        reference_modality: key of that image, such as t1.
+        subject: images: label of the subject; OUTPUT is a folder then and becomes a BIDS derivative.
     """
     from .convert import convert as run
     from .options import Options
@@ -79,7 +91,9 @@ def convert(
         keep_oversampling=keep_oversampling, complex_image=complex_image, keep_scale=keep_scale,
         calibration=calibration, spacing_mm=_numbers(spacing_mm), size=size, bin_spacing_mm=bin_spacing_mm, axis=axis,
         arc_deg=arc_deg, every=every, blank=blank, background=background, efficiency=efficiency,
-        attenuation=attenuation, scanner=scanner, series=series, gaps=gaps, untilt=untilt, source=source,
+        attenuation=attenuation, scanner=scanner, normalization=normalization, oblique=oblique, series=series,
+        gaps=gaps, untilt=untilt, source=source, reference=reference, reference_modality=reference_modality,
+        subject=subject,
     )  # fmt: skip
     for note in run(raw, output, options):
         print(f"note       {note}")

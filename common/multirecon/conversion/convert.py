@@ -33,10 +33,13 @@ from ..data.io.checks import check_counts, refusal
 from ..data.io.fastmri import count_slices
 from ..data.io.kspace import to_axes
 from ..measurement import Measurement
-from .images import image_measurement, write_image
+from .castor import castor_measurement
+from .grids import mixed_grid_measurement
+from .images import image_measurement, write_derivative, write_image
 from .kspace import kspace_measurement
+from .oblique import oblique_measurement
 from .options import Options
-from .projections import castor_measurement, emission_measurement, projections_measurement, transmission_measurement
+from .projections import emission_measurement, projections_measurement, transmission_measurement
 
 __all__ = ["convert"]
 
@@ -79,18 +82,40 @@ def convert(path: str | os.PathLike[str], output: str | os.PathLike[str], option
 
 
 def _image(path: Any, kind: str, output: str | os.PathLike[str], options: Options) -> list[str]:
-    options.only(FORMATS[kind], "modality", "source", *(("series", "gaps", "untilt") if kind == "dicom" else ()))
+    beside = ("reference_modality", "slices", "spacing_mm") if options.reference else ()
+    own = ("series", "gaps", "untilt") if kind == "dicom" else ()
+    options.only(FORMATS[kind], "modality", "source", "subject", "reference", *beside, *own)
     volume = _volume(path, kind, options)
     modality = options.modality or _IMAGE_MODALITY.get(str(volume.metadata.get("modality", "")), "")
-    if str(output).lower().endswith((".h5", ".hdf5")):
-        if options.source:
-            raise refusal("source", "no such option for a measurement", repr(options.source))
-        if not modality:
-            raise refusal("modality", "the key of the image, such as t1 or ct", "none")
+    measured = str(output).lower().endswith((".h5", ".hdf5"))
+    if not modality and (measured or options.subject):
+        raise refusal("modality", "the key of the image, such as t1 or ct", "none")
+    for name in ("source", "subject") if measured else ("reference",):
+        if getattr(options, name):
+            what = "a measurement" if measured else "an image"
+            raise refusal(name, f"no such option for {what}", repr(getattr(options, name)))
+    notes = list(volume.notes)
+    if measured and options.reference:
+        measurement = _beside_reference(volume, modality, options)
+        measurement.save(output)
+        notes = list(measurement.metadata["notes"])
+    elif measured:
         image_measurement(volume, modality).save(output)
+    elif options.subject:
+        write_derivative(volume, path, output, modality=modality, subject=options.subject)
     else:
         write_image(volume, output, source=options.source, modality=_DICOM_MODALITY.get(modality, ""))
-    return list(volume.notes)
+    return notes
+
+
+def _beside_reference(volume: Volume, modality: str, options: Options) -> Measurement:
+    kind = detect_format(options.reference)
+    if kind not in ("nifti", "dicom", "interfile_image"):
+        raise refusal("reference", "an image", FORMATS[kind])
+    reference = _volume(options.reference, kind, Options(modality=options.reference_modality, gaps=options.gaps))
+    name = options.reference_modality or _IMAGE_MODALITY.get(str(reference.metadata.get("modality", "")), "")
+    return mixed_grid_measurement(volume, modality, reference, name, spacing_mm=options.spacing_mm,
+                                  slices=options.slices)  # fmt: skip
 
 
 def _volume(path: Any, kind: str, options: Options) -> Volume:
@@ -167,8 +192,23 @@ def _matlab(path: Any, options: Options) -> Measurement:
 
 
 def _interfile(path: Any, options: Options) -> Measurement:
-    options.only(FORMATS["interfile_sinogram"], *_SINOGRAM)
-    return _of_sinogram(read_interfile_sinogram(path), options)
+    options.only(FORMATS["interfile_sinogram"], *_SINOGRAM, "oblique")
+    sinogram = read_interfile_sinogram(path)
+    if not options.oblique:
+        return _of_sinogram(sinogram, options)
+    options.only("oblique segments", "oblique", "modality", "size", "bin_spacing_mm", "arc_deg", "background",
+                 "efficiency", "attenuation")  # fmt: skip
+    mu = _attenuation(options.attenuation)
+    return oblique_measurement(
+        sinogram,
+        background=_beside(options.background, options, "background"),
+        efficiency=_beside(options.efficiency, options, "efficiency"),
+        attenuation=None if mu is None or mu.ndim != 3 else np.moveaxis(mu, 0, 2),
+        modality=options.modality or "pet_fdg",
+        size=options.size,
+        bin_spacing_mm=options.bin_spacing_mm,
+        arc_deg=options.arc_deg,
+    )
 
 
 def _of_sinogram(sinogram: Sinogram, options: Options) -> Measurement:
@@ -240,12 +280,13 @@ def _attenuation(path: str) -> np.ndarray | None:
 
 
 def _castor(path: Any, options: Options) -> Measurement:
-    options.only(FORMATS["castor"], "modality", "scanner", "size", "spacing_mm")
+    options.only(FORMATS["castor"], "modality", "scanner", "normalization", "size", "spacing_mm")
     if not options.scanner:
         raise refusal("scanner", "the crystal table (.lut) of the scanner", "none")
     return castor_measurement(
         read_castor(path),
         read_crystals(options.scanner),
+        lines=read_castor(options.normalization) if options.normalization else None,
         modality=options.modality or "pet_fdg",
         size=options.size or 128,
         spacing_mm=options.spacing_mm,

@@ -165,7 +165,9 @@ def _castor(path: Any) -> Lines:
     return [
         ("mode", data.mode),
         ("scanner", data.scanner or "unnamed"),
-        ("events", f"{len(events)}, {data.counts:.6g} counts in {data.duration_s:g} s"),
+        ("lines", str(len(events)))
+        if data.mode == "normalization"
+        else ("events", f"{len(events)}, {data.counts:.6g} counts in {data.duration_s:g} s"),
         ("fields", ", ".join(events.dtype.names or ())),
         ("crystals", f"{events['crystals'].min()} to {events['crystals'].max()}"),
     ]

@@ -35,10 +35,15 @@ class Options:
         efficiency: sinogram of detection efficiencies.
         attenuation: image of the attenuation at 511 keV in 1/cm, on the grid of the result.
         scanner: CASToR: crystal table (``.lut``).
+        normalization: CASToR list-mode data: normalization file, every line with its correction factors.
+        oblique: Interfile: keep the oblique segments, as one volume.
         series: DICOM: UID of the series, or its last characters.
         gaps: DICOM: what to do about unequal steps: refuse, interpolate or keep.
         untilt: DICOM: put the slices of a tilted gantry on a rectangular grid.
         source: folder of the DICOM series that a DICOM output is derived from.
+        reference: images: another image beside this one, whose grid (or one of ``spacing_mm``) the unknown lives on.
+        reference_modality: key of that image.
+        subject: images: label of the subject in a BIDS derivative.
     """
 
     modality: str = ""
@@ -62,10 +67,15 @@ class Options:
     efficiency: str = ""
     attenuation: str = ""
     scanner: str = ""
+    normalization: str = ""
+    oblique: bool = False
     series: str = ""
     gaps: str = "refuse"
     untilt: bool = False
     source: str = ""
+    reference: str = ""
+    reference_modality: str = ""
+    subject: str = ""
 
     def __post_init__(self) -> None:
         for name in ("size", "bin_spacing_mm", "arc_deg", "every", "calibration"):

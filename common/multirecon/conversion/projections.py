@@ -1,4 +1,4 @@
-"""Measured projections as Measurements: X-ray transmission, PET emission, CASToR histograms."""
+"""Measured projections as Measurements: X-ray transmission and PET emission."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..blocks import Blocks
-from ..data.io import CastorEvents, Projections, Sinogram, direct_planes, estimate_axis
+from ..data.io import Projections, Sinogram, direct_planes, estimate_axis
 from ..data.io.checks import refusal
 from ..likelihoods import BlockLikelihood, Likelihood, Poisson, TransmissionPoisson
 from ..measurement import Measurement
-from ..operators import (
-    BlockDiagonal,
-    ComposedOperator,
-    Diagonal,
-    LinearOperator,
-    LineProjector,
-    ParallelBeam,
-    PETProjector,
-)
+from ..operators import BlockDiagonal, LinearOperator, ParallelBeam, PETProjector
 from ..space import ImageSpace, Modality
 
-__all__ = ["castor_measurement", "emission_measurement", "projections_measurement", "transmission_measurement"]
+__all__ = [
+    "covering_grid",
+    "emission_measurement",
+    "float_tensor",
+    "one_block",
+    "projections_measurement",
+    "transmission_measurement",
+    "view_geometry",
+]
 
 _MOST_PIXELS = 256
-_SAME_RING_MM = 1.0
 
 
 def projections_measurement(
@@ -66,16 +65,16 @@ def projections_measurement(
         notes.append(f"rotation axis estimated at column {column:.2f}")
     gain = projections.gain
     rows, _, bins = projections.values.shape
-    grid, spacing, offset = _grid(bins, pitch, column, size)
+    grid, spacing, offset = covering_grid(bins, pitch, column, size)
     angles = projections.angles[::every].tolist()
     operator = ParallelBeam(grid, spacing, views=len(angles), bins=bins, bin_spacing_mm=pitch, angles=angles,
                             offset_bins=offset)  # fmt: skip
-    y = _tensor(projections.values[:, None, ::every] / gain)
-    blank = _tensor((projections.white - projections.dark)[:, None, None] / gain)
-    likelihood = TransmissionPoisson(blank, _tensor(projections.dark[:, None, None] / gain))
+    y = float_tensor(projections.values[:, None, ::every] / gain)
+    blank = float_tensor((projections.white - projections.dark)[:, None, None] / gain)
+    likelihood = TransmissionPoisson(blank, float_tensor(projections.dark[:, None, None] / gain))
     space = _space(modality, "1/cm", grid, spacing, heights=pitch * np.arange(rows), scale=0.2)
     facts = {**projections.metadata, "axis": column, "gain": gain, "every": every, "notes": notes}
-    return _measurement(modality, y, space, operator, likelihood, facts)
+    return one_block(modality, y, space, operator, likelihood, facts)
 
 
 def transmission_measurement(
@@ -109,8 +108,8 @@ def transmission_measurement(
     sinogram, others = _alike(sinogram, {"blank": blank, "background": background})
     if not (others["blank"] > 0).all():
         raise refusal("blank", "counts > 0 in every bin", f"{int((others['blank'] <= 0).sum())} bins without")
-    notes, pitch, angles, column = _geometry(sinogram, bin_spacing_mm, arc_deg, axis)
-    grid, spacing, offset = _grid(sinogram.values.shape[2], pitch, column, size)
+    notes, pitch, angles, column = view_geometry(sinogram, bin_spacing_mm, arc_deg, axis)
+    grid, spacing, offset = covering_grid(sinogram.values.shape[2], pitch, column, size)
     chosen = angles[::every].tolist()
     operator = ParallelBeam(grid, spacing, views=len(chosen), bins=sinogram.values.shape[2], bin_spacing_mm=pitch,
                             angles=chosen, offset_bins=offset)  # fmt: skip
@@ -118,7 +117,7 @@ def transmission_measurement(
     likelihood = TransmissionPoisson(thinned["blank"], thinned.get("background", 0.0))
     space = _space(modality, "1/cm", grid, spacing, heights=_heights(sinogram), scale=0.1)
     facts = {**sinogram.metadata, "every": every, "notes": notes}
-    return _measurement(modality, y, space, operator, likelihood, facts)
+    return one_block(modality, y, space, operator, likelihood, facts)
 
 
 def emission_measurement(
@@ -150,9 +149,9 @@ def emission_measurement(
         ValueError: if shapes disagree or counts are negative.
     """
     sinogram, others = _alike(sinogram, {"background": background, "efficiency": efficiency})
-    notes, pitch, angles, column = _geometry(sinogram, bin_spacing_mm, arc_deg, None)
+    notes, pitch, angles, column = view_geometry(sinogram, bin_spacing_mm, arc_deg, None)
     planes, _, bins = sinogram.values.shape
-    grid, spacing, _ = _grid(bins, pitch, column, size)
+    grid, spacing, _ = covering_grid(bins, pitch, column, size)
     mu = None
     if attenuation is not None:
         if (
@@ -161,7 +160,7 @@ def emission_measurement(
             or len(attenuation) not in (planes, grid[0])
         ):
             raise refusal("attenuation", f"shape {grid} or ({planes}, {grid[0]}, {grid[1]})", attenuation.shape)
-        mu = _tensor(attenuation if attenuation.ndim == 2 else attenuation[:, None])
+        mu = float_tensor(attenuation if attenuation.ndim == 2 else attenuation[:, None])
     y, thinned = _thinned(sinogram, others, every)
     chosen = angles[::every].tolist()
     operator = PETProjector(grid, spacing, views=len(chosen), bins=bins, bin_spacing_mm=pitch, angles=chosen,
@@ -170,57 +169,7 @@ def emission_measurement(
         notes.append("no background, efficiencies or attenuation given: counts are taken to be nothing but trues")
     space = _space(modality, "1", grid, spacing, heights=_heights(sinogram))
     facts = {**sinogram.metadata, "every": every, "notes": notes}
-    return _measurement(modality, y, space, operator, Poisson(thinned.get("background", 0.0)), facts)
-
-
-def castor_measurement(
-    data: CastorEvents,
-    crystals: NDArray[np.floating],
-    *,
-    modality: str = "pet_fdg",
-    size: int = 128,
-    spacing_mm: Sequence[float] = (),
-) -> Measurement:
-    r"""Return a histogram of one ring, :math:`y \sim \mathrm{Poisson}(P x / (a n) + T(r + s))`, line by line.
-
-    Args:
-        data: histogram events; ``a`` and ``n`` are their attenuation and normalisation factors, ``r`` and ``s`` the
-            random and scatter rates, ``T`` the duration.
-        crystals: ``(crystals, 3)`` positions in mm; all events must lie within 1 mm of one plane.
-        modality: key of the image, in counts per cm of path.
-        size: pixels along each side.
-        spacing_mm: pixel size in mm; by default the square inside the ring.
-
-    Raises:
-        ValueError: on list-mode data, time of flight, several lines an event, crystals out of the table, or rings.
-    """
-    events = data.events
-    if data.mode != "histogram" or events["amount"].shape[1] > 1 or events["crystals"].shape[1] > 1:
-        raise refusal("path", "a CASToR histogram without time of flight, one line an event",
-                      f"{data.mode} with {events['crystals'].shape[1]} lines an event")  # fmt: skip
-    pairs = events["crystals"][:, 0].astype(np.int64)
-    if pairs.max() >= len(crystals):
-        raise refusal("scanner", f"a table of {pairs.max() + 1} crystals or more", len(crystals))
-    used = crystals[np.unique(pairs)]
-    if np.ptp(used[:, 2]) > _SAME_RING_MM:
-        raise refusal("path", "events within one ring", f"crystals over {np.ptp(used[:, 2]):.4g} mm of the axis")
-    names = events.dtype.names or ()
-    ones = np.ones(len(events), np.float64)
-    factor = [events[n].astype(np.float64) if n in names else ones for n in ("attenuation", "normalisation")]
-    if min(f.min() for f in factor) <= 0:
-        raise refusal("path", "correction factors > 0", "0")
-    rate = sum(
-        (events[n].astype(np.float64).reshape(len(events)) for n in ("randoms", "scatter") if n in names), 0 * ones
-    )
-    radius = float(np.hypot(used[:, 0], used[:, 1]).max())
-    spacing = tuple(spacing_mm) or (2**0.5 * radius / size,) * 2
-    lines = LineProjector((size, size), spacing, starts=crystals[pairs[:, 0], :2].tolist(),
-                          ends=crystals[pairs[:, 1], :2].tolist())  # fmt: skip
-    operator = ComposedOperator([Diagonal(_tensor(1 / (factor[0] * factor[1]))[None]), lines])
-    likelihood = Poisson(_tensor(rate * data.duration_s)[None, None])
-    space = _space(modality, "1", (size, size), spacing, heights=[float(used[:, 2].mean())])
-    facts = {"format": "castor", "scanner": data.scanner, "duration_s": data.duration_s, "notes": []}
-    return _measurement(modality, _tensor(events["amount"].T)[None], space, operator, likelihood, facts)
+    return one_block(modality, y, space, operator, Poisson(thinned.get("background", 0.0)), facts)
 
 
 def _alike(sinogram: Sinogram, others: dict[str, Sinogram | None]) -> tuple[Sinogram, dict[str, NDArray[np.float32]]]:
@@ -239,10 +188,10 @@ def _alike(sinogram: Sinogram, others: dict[str, Sinogram | None]) -> tuple[Sino
     return main, found
 
 
-def _geometry(
+def view_geometry(
     sinogram: Sinogram, pitch: float | None, arc_deg: float | None, axis: float | None
 ) -> tuple[list[str], float, NDArray[np.float64], float]:
-    """Return notes, bin width in mm, angles, and the column of the axis."""
+    """Return notes, bin width in mm, angles, and the column of the axis (by default the middle)."""
     notes = list(sinogram.notes)
     views, bins = sinogram.values.shape[1:]
     angles = sinogram.angles
@@ -259,7 +208,7 @@ def _pitch(given: float | None, stated: float | None, notes: list[str]) -> float
     return float(given or stated or 1.0)
 
 
-def _grid(
+def covering_grid(
     bins: int, pitch: float, column: float, size: int | None
 ) -> tuple[tuple[int, int], tuple[float, float], float]:
     """Return the image grid over the disc that every view sees, its spacing, and the detector offset in bins."""
@@ -278,11 +227,12 @@ def _heights(sinogram: Sinogram) -> NDArray[np.floating]:
 def _thinned(
     sinogram: Sinogram, others: dict[str, NDArray[np.float32]], every: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    y = _tensor(sinogram.values[:, None, ::every])
-    return y, {name: _tensor(values[:, None, ::every]) for name, values in others.items()}
+    y = float_tensor(sinogram.values[:, None, ::every])
+    return y, {name: float_tensor(values[:, None, ::every]) for name, values in others.items()}
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
+def float_tensor(array: NDArray[Any]) -> Tensor:
+    """Return an array as a float32 tensor."""
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
@@ -296,9 +246,10 @@ def _space(
     return space.with_affine(affines)
 
 
-def _measurement(
+def one_block(
     name: str, y: Tensor, space: ImageSpace, operator: LinearOperator, likelihood: Likelihood, facts: dict[str, Any]
 ) -> Measurement:
+    """Return the Measurement of one block with what is known about it."""
     return Measurement(Blocks({name: y}), BlockDiagonal(space, {name: operator}), BlockLikelihood({name: likelihood}),
                        {**facts, "simulated": False, "arc_deg": _arc(operator)})  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..blocks import Blocks
 from ..functionals import AnalysisFunctional, DirectionalTotalVariation, JointTotalVariation, TotalVariation
@@ -241,7 +242,7 @@ class WaveletSense(_Variational):
     Args:
         tuning: ``"weight"`` by kind of block, dimensionless.
         wavelet: an orthogonal wavelet of PyWavelets.
-        levels: number of levels; fewer where the grid cannot be halved so often.
+        levels: number of levels; a grid that cannot be halved so often is padded with zeros for the transform.
         shifts: number of shifts ``S``, spread over the diagonal lattice of ``2^levels`` pixels.
         iterations: bound on the iterations.
         inner_iterations: bound on the conjugate gradients of one of them.
@@ -277,12 +278,12 @@ class WaveletSense(_Variational):
     def _penalty(
         self, measurement: Measurement, block: _Block, given: dict[str, Tensor], factor: Tensor
     ) -> AnalysisFunctional:
-        shape = block.operator.domain_shape
-        levels = self.levels
-        while levels > 1 and any(n % 2**levels for n in shape[1:]):
-            levels -= 1
-        transform = Wavelet(shape, self.wavelet, levels=levels).to(block.y.device)
-        return CycleSpunWavelets(factor * block.weights[0], transform=transform, shifts=self.shifts)
+        channels, *grid = block.operator.domain_shape
+        step = 2**self.levels
+        padded = (channels, *(-(-n // step) * step for n in grid))
+        transform = Wavelet(padded, self.wavelet, levels=self.levels).to(block.y.device)
+        return CycleSpunWavelets(factor * block.weights[0], transform=transform, shifts=self.shifts,
+                                 grid=grid)  # fmt: skip
 
 
 class JointVariationWithKnown(JointTotalVariation):
@@ -327,15 +328,27 @@ class CycleSpunWavelets(AnalysisFunctional):
         weight: factor of the penalty.
         transform: orthonormal wavelet transform of real 2D images.
         shifts: number ``S`` of shifts: zero first, then along a lattice with both coordinates below ``2^levels``.
+        grid: size ``(H, W)`` of images smaller than those of the transform: they are padded with zeros at the end of
+            each axis, which keeps ``|Psi x| = |x|``; the default is the transform's.
         options: see :class:`~multirecon.functionals.AnalysisFunctional`.
 
     References:
         coifman1995
     """
 
-    def __init__(self, weight: float | Tensor = 1.0, *, transform: Wavelet, shifts: int = 1, **options: Any) -> None:
+    def __init__(
+        self,
+        weight: float | Tensor = 1.0,
+        *,
+        transform: Wavelet,
+        shifts: int = 1,
+        grid: Sequence[int] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(weight, **options)
         self.transform = transform
+        self.grid = tuple(transform.domain_shape[1:] if grid is None else grid)
+        self._margin = [m - n for m, n in zip(transform.domain_shape[1:], self.grid, strict=True)]
         period = 2**transform.levels
         # rank-one lattice: both coordinates run through all residues, and no two shifts are close
         self.shifts = tuple((k * period // shifts, k * 5 * period // shifts % period) for k in range(shifts))
@@ -347,6 +360,7 @@ class CycleSpunWavelets(AnalysisFunctional):
 
     def analyse(self, x: Tensor) -> Tensor:
         """Return the details of all shifts, ``(B, S, C, H, W)``."""
+        x = pad(x, (0, self._margin[1], 0, self._margin[0])) if any(self._margin) else x
         moved = [torch.roll(x, shift, dims=(-2, -1)) if any(shift) else x for shift in self.shifts]
         coefficients = self.transform(torch.cat(moved)).unflatten(0, (len(moved), -1)).movedim(0, 1)
         return self.details.to(x) * coefficients
@@ -356,7 +370,7 @@ class CycleSpunWavelets(AnalysisFunctional):
         images = self.transform.adjoint((self.details.to(p) * p).flatten(0, 1)).unflatten(0, p.shape[:2])
         back = [torch.roll(image, (-shift[0], -shift[1]), dims=(-2, -1)) if any(shift) else image
                 for image, shift in zip(images.unbind(1), self.shifts, strict=True)]  # fmt: skip
-        return torch.stack(back).sum(0)
+        return torch.stack(back).sum(0)[..., : self.grid[0], : self.grid[1]]
 
     def analysis_norm(self, x: Tensor) -> float:
         """Return ``1 / sqrt(S)``."""

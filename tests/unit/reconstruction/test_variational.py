@@ -162,17 +162,19 @@ def test_settings_come_from_the_tuning(generator, network):
     assert error(smooth, flair) > 1.5 * error(usual, flair)
 
 
-def test_wavelet_frame(generator):
+@pytest.mark.parametrize("grid", [(32, 32), (30, 21)])
+def test_wavelet_frame(generator, grid):
     """Analysis and synthesis are adjoint, all details of all shifts together weigh 1 / S, constants cost nothing."""
     for shifts in (1, 4):
-        penalty = CycleSpunWavelets(transform=Wavelet((1, 32, 32), "db4", levels=3), shifts=shifts)
-        x = torch.randn(2, 1, 32, 32, generator=generator)
+        penalty = CycleSpunWavelets(transform=Wavelet((1, 32, 32), "db4", levels=3), shifts=shifts, grid=grid)
+        x = torch.randn(2, 1, *grid, generator=generator)
         p = torch.randn(penalty.analyse(x).shape, generator=generator)
         torch.testing.assert_close(
             (penalty.analyse(x) * p).sum(), (x * penalty.synthesise(p)).sum(), rtol=1e-4, atol=1e-3
         )
+        assert penalty.synthesise(p).shape == x.shape
         assert float(penalty.synthesise(penalty.analyse(x)).norm()) <= float(x.norm()) / shifts
-        assert float(penalty.value(torch.ones(1, 1, 32, 32))) < 1e-3
+        assert grid != (32, 32) or float(penalty.value(torch.ones(1, 1, *grid))) < 1e-3
         assert len(set(penalty.shifts)) == shifts
 
 

@@ -6,7 +6,9 @@ crystals as uint32, the number of lines as uint16, everything else float32):
 * list-mode: time, [attenuation], [event kind, one byte], [scatter], [randoms], [normalisation], [time of flight in ps],
   [number of lines], pairs of crystals;
 * histogram: time, [attenuation], [randoms], [normalisation], for every time-of-flight bin: amount, [scatter]; [number
-  of lines], pairs of crystals.
+  of lines], pairs of crystals;
+* normalization (every line that can detect something): [attenuation], [normalisation], [number of lines], pairs of
+  crystals.
 
 Attenuation and normalisation are correction factors, scatter and randoms rates in counts/s; the number of lines is
 there if an event may have more than one.
@@ -29,10 +31,12 @@ from .checks import check_finite, existing_file, refusal
 __all__ = ["CastorEvents", "event_dtype", "is_castor", "read_castor", "read_crystals", "write_castor"]
 
 _MODES = {"list-mode": "list-mode", "list": "list-mode", "0": "list-mode", "histogram": "histogram",
-          "histo": "histogram", "1": "histogram"}  # fmt: skip
-_FLAGS = {"attenuation": "Attenuation correction flag", "kind": "Event kind flag",
+          "histo": "histogram", "1": "histogram", "normalization": "normalization", "norm": "normalization",
+          "2": "normalization"}  # fmt: skip
+_FLAGS = {"attenuation": "Attenuation correction flag", "kind": "Coincidence kind flag",
           "scatter": "Scatter correction flag", "randoms": "Random correction flag",
           "normalisation": "Normalization correction flag", "tof": "TOF information flag"}  # fmt: skip
+_OLD_KIND = "Event kind flag"
 _REFUSED = ("POI information flag", "POI correction flag", "Emission point flag", "Per event TOF resolution flag")
 _LARGEST_HEADER = 1 << 20
 _MOST_LINES, _MOST_TOF_BINS = 65535, 65535
@@ -40,10 +44,10 @@ _MOST_LINES, _MOST_TOF_BINS = 65535, 65535
 
 @dataclass(frozen=True, eq=False)
 class CastorEvents:
-    """Events of a PET scan.
+    """Events of a PET scan, or the lines that its scanner has.
 
     Args:
-        mode: ``"list-mode"`` or ``"histogram"``.
+        mode: ``"list-mode"``, ``"histogram"`` or ``"normalization"``.
         events: structured array with the fields ``time_ms``, ``crystals`` ``(lines, 2)`` and, where flagged,
             ``attenuation``, ``kind``, ``scatter``, ``randoms``, ``normalisation``, ``tof_ps``, ``lines``; a histogram
             has ``amount`` (counts) of ``(tof_bins,)``, and ``scatter`` likewise.
@@ -65,9 +69,9 @@ class CastorEvents:
     @property
     def counts(self) -> float:
         """Number of detected events."""
-        return (
-            float(self.events["amount"].sum(dtype=np.float64)) if self.mode == "histogram" else float(len(self.events))
-        )
+        if self.mode == "histogram":
+            return float(self.events["amount"].sum(dtype=np.float64))
+        return float(len(self.events)) if self.mode == "list-mode" else 0.0
 
 
 def is_castor(path: str | os.PathLike[str]) -> bool:
@@ -84,7 +88,7 @@ def event_dtype(mode: str, *, flags: Mapping[str, bool], lines: int = 1, tof_bin
     """Return the packed record of an event.
 
     Args:
-        mode: ``"list-mode"`` or ``"histogram"``.
+        mode: see :class:`CastorEvents`.
         flags: which of ``attenuation``, ``kind``, ``scatter``, ``randoms``, ``normalisation``, ``tof`` are there.
         lines: most lines an event may have.
         tof_bins: time-of-flight bins of a histogram.
@@ -98,15 +102,16 @@ def event_dtype(mode: str, *, flags: Mapping[str, bool], lines: int = 1, tof_bin
     def has(name: str) -> bool:
         return bool(flags.get(name))
 
-    fields: list[tuple[Any, ...]] = [("time_ms", "<u4")]
+    fields: list[tuple[Any, ...]] = [] if mode == "normalization" else [("time_ms", "<u4")]
     if has("attenuation"):
         fields.append(("attenuation", number))
     if mode == "list-mode":
         fields += [("kind", "u1")] * has("kind") + [("scatter", number)] * has("scatter")
-    fields += [("randoms", number)] * has("randoms") + [("normalisation", number)] * has("normalisation")
+    fields += [("randoms", number)] * (has("randoms") and mode != "normalization")
+    fields += [("normalisation", number)] * has("normalisation")
     if mode == "list-mode":
         fields += [("tof_ps", number)] * has("tof")
-    else:
+    elif mode == "histogram":
         parts = [("amount", number), *[("scatter", number)] * has("scatter")]
         fields.append(("bins", np.dtype(parts), (tof_bins,)))
     fields += [("lines", "<u2")] * (lines > 1)
@@ -131,13 +136,16 @@ def read_castor(path: str | os.PathLike[str]) -> CastorEvents:
     keys = _keys(file.read_bytes().decode("latin-1"))
     mode = _MODES.get(keys["data mode"].lower(), "")
     if not mode:
-        raise refusal("path", "data mode list-mode or histogram", f"{keys['data mode']!r} in {str(path)!r}")
+        raise refusal(
+            "path", "data mode list-mode, histogram or normalization", f"{keys['data mode']!r} in {str(path)!r}"
+        )
     if keys.get("data type", "PET").upper() not in ("PET", "0"):
         raise refusal("path", "data type PET", f"{keys['data type']!r} in {str(path)!r}")
     for name in _REFUSED:
         if _flag(keys, name, path):
             raise refusal("path", f"{name}: 0", f"1 in {str(path)!r}")
     flags = {name: _flag(keys, key, path) for name, key in _FLAGS.items()}
+    flags["kind"] = flags["kind"] or _flag(keys, _OLD_KIND, path)
     lines = _integer(keys, "maximum number of lines per event", path, default=1, most=_MOST_LINES)
     tof_bins = _integer(keys, "histo tof number of bins", path, default=1, most=_MOST_TOF_BINS) if flags["tof"] else 1
     count = _integer(keys, "number of events", path)
@@ -152,7 +160,7 @@ def read_castor(path: str | os.PathLike[str]) -> CastorEvents:
         mode,
         events,
         keys.get("scanner name", ""),
-        _number(keys, "duration (s)", path, None),
+        _number(keys, "duration (s)", path, 0.0 if mode == "normalization" else None),
         _number(keys, "start time (s)", path, 0.0),
         _number(keys, "calibration factor", path, 1.0),
         keys,
@@ -224,7 +232,7 @@ def _keys(text: str) -> dict[str, str]:
 
 def _flat(records: NDArray[Any], mode: str) -> NDArray[Any]:
     """Return the events with the fields of the time-of-flight bins beside the others."""
-    if mode == "list-mode":
+    if mode != "histogram":
         return records
     inner = records.dtype["bins"].base
     fields = [(n, records.dtype[n]) for n in records.dtype.names or () if n != "bins"]

@@ -75,7 +75,7 @@ def read_interfile_sinogram(path: str | os.PathLike[str]) -> Sinogram:
     """Read sinograms: STIR's segments by axial position and view, or the projections of version 3.3.
 
     All planes are returned, segment by segment in file order; ``metadata["segments"]`` lists planes and ring
-    differences of each.
+    differences of each, ``rings``, ``ring_spacing_mm`` and ``radius_mm`` describe the scanner where the header does.
 
     Args:
         path: the header.
@@ -115,6 +115,8 @@ def _segments(header: InterfileHeader) -> Sinogram:
     start = np.deg2rad(header.number("view offset (degrees)", 0.0))
     width = header.number("effective central bin size (cm)", header.number("default bin size (cm)", 0.0))
     rings = header.number("distance between rings (cm)", 0.0)
+    # without axial compression direct planes lie a ring apart, with it also half way between two rings
+    apart = 10 if any(a == b == 0 for a, b in zip(low, high, strict=True)) else 5
     listed = [{"planes": n, **({"differences": [low[i], high[i]]} if low else {})} for i, n in enumerate(planes)]
     notes = ["direction of the views is not in the file: the image may be mirrored"]
     if "arc correction" not in header.text("applied corrections").lower():
@@ -123,10 +125,23 @@ def _segments(header: InterfileHeader) -> Sinogram:
         np.ascontiguousarray(values),
         start + np.arange(views) * np.pi / views,
         10 * width or None,
-        5 * rings or None,
+        apart * rings or None,
         tuple(notes),
-        {"source": header.path.name, "format": "interfile", "segments": listed, **_content(header)},
+        {"source": header.path.name, "format": "interfile", "segments": listed, **_scanner(header), **_content(header)},
     )
+
+
+def _scanner(header: InterfileHeader) -> dict[str, float]:
+    """Return what the header says about the detector cylinder, in mm."""
+    found: dict[str, float] = {}
+    if "number of rings" in header.keys:
+        found["rings"] = header.integer("number of rings", least=1)
+    if "inner ring diameter (cm)" in header.keys:
+        depth = header.number("average depth of interaction (cm)", 0.0)
+        found["radius_mm"] = 5 * header.number("inner ring diameter (cm)") + 10 * depth
+    if "distance between rings (cm)" in header.keys:
+        found["ring_spacing_mm"] = 10 * header.number("distance between rings (cm)")
+    return found
 
 
 def _projections(header: InterfileHeader) -> Sinogram:
@@ -195,7 +210,7 @@ def write_interfile_sinogram(sinogram: Sinogram, path: str | os.PathLike[str]) -
     if sinogram.bin_spacing_mm:
         lines.append(f"Default bin size (cm) := {sinogram.bin_spacing_mm / 10!r}")
     if sinogram.plane_spacing_mm:
-        lines.append(f"Distance between rings (cm) := {sinogram.plane_spacing_mm / 5!r}")
+        lines.append(f"Distance between rings (cm) := {sinogram.plane_spacing_mm / 10!r}")
     return write_pair(path, [*lines, "number of time frames := 1"], sinogram.values, suffix=".s")
 
 

@@ -107,7 +107,7 @@ def test_interfile_segments(tmp_path):
     np.testing.assert_array_equal(direct.values, middle)
     assert "2 of 4 planes" in direct.notes[-1]
     assert sinogram.bin_spacing_mm == 2.5
-    assert sinogram.plane_spacing_mm == pytest.approx(3.0)
+    assert sinogram.plane_spacing_mm == pytest.approx(6.0)  # ring distance: no axial compression
     np.testing.assert_allclose(sinogram.angles, np.arange(4) * np.pi / 4)
 
 
