@@ -58,7 +58,10 @@ def main() -> int:
               f"the others {float(terms[:, :, ~used].mean()):.3f}; "
               f"difference to TV of all views {float(difference):.3f}")  # fmt: skip
     top = float(reference[0, 0].quantile(0.999))
-    draw(arguments.out / "tooth.png", [[Panel(t, i[0, 0], (0.0, top)) for t, i in images.items()]])
+    rows, columns = ((reference[0, 0] > 0.3 * top).float().mean(axis) > 0.02 for axis in (1, 0))
+    box = tuple(slice(int(where.min()) - 8, int(where.max()) + 9)
+                for where in (rows.nonzero(), columns.nonzero()))  # fmt: skip
+    draw(arguments.out / "tooth.png", [[Panel(t, i[0, 0][box], (0.0, top)) for t, i in images.items()]])
     return 0
 
 

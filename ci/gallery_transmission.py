@@ -67,7 +67,7 @@ def main() -> int:
         panels.append([(title, image), (f"{title}, half of the counts", other)])
     top = float(image.quantile(0.995)) * 1.1
     draw(arguments.out / "transmission.png",
-         [[Panel(row[k][0], row[k][1][0, 0].T.flip(0), (0.0, top)) for row in panels] for k in (0, 1)])  # fmt: skip
+         [[Panel(row[k][0], row[k][1][0, 0].T, (0.0, top)) for row in panels] for k in (0, 1)])  # fmt: skip
     return 0
 
 

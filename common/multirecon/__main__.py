@@ -89,8 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print(f"multirecon: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"multirecon: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+def one_line(error: Exception) -> str:
+    """Return what went wrong in one line; of the system's errors the place and the reason."""
+    if isinstance(error, OSError) and error.strerror:
+        place = error.filename or "output"
+        return f"{place}: expected a file or folder that can be read and written, got {error.strerror!r}"
+    return " ".join(str(error).split())
 
 
 def subcommands(group: str) -> list[str]:

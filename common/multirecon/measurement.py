@@ -38,7 +38,7 @@ class Measurement:
         metadata: plain values for provenance (scanner, ``"simulated": true``); never used by a reconstructor.
 
     Raises:
-        ValueError: if names or shapes disagree, or a datum is not finite.
+        ValueError: if names or shapes disagree, a datum is not finite, or a count is negative.
 
     Example:
         >>> from multirecon.operators import Identity
@@ -66,6 +66,8 @@ class Measurement:
                                  f"got {tuple(datum.shape)}")  # fmt: skip
             if not torch.isfinite(torch.view_as_real(datum) if datum.is_complex() else datum).all():
                 raise ValueError(f"y[{name!r}]: expected finite data, got NaN or Inf")
+            if self.likelihood[name].counting and datum.numel() and bool((datum < 0).any()):
+                raise ValueError(f"y[{name!r}]: expected counts >= 0, got {float(datum.min()):g}")
 
     @property
     def space(self) -> ImageSpace:

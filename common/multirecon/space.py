@@ -77,8 +77,11 @@ class ImageSpace:
         names = [m.name for m in items]
         if not items or len(set(names)) != len(names):
             raise ValueError(f"modalities: expected at least one and no repeated name, got {names}")
-        shape = tuple(int(n) for n in shape)
-        spacing = tuple(float(s) for s in spacing_mm)
+        try:
+            shape = tuple(int(n) for n in shape)
+            spacing = tuple(float(s) for s in spacing_mm)
+        except (TypeError, ValueError):
+            raise ValueError(f"shape, spacing_mm: expected lists of numbers, got {shape!r}, {spacing_mm!r}") from None
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise ValueError(f"shape: expected two or three positive sizes, got {shape}")
         if len(spacing) != len(shape) or min(spacing) <= 0:
@@ -91,7 +94,7 @@ class ImageSpace:
         if not torch.equal(matrix[..., 3, :], _LAST_ROW.expand(matrix[..., 3, :].shape)):
             raise ValueError(f"affine: expected the last row (0, 0, 0, 1), got {matrix[..., 3, :].tolist()}")
         if not torch.isfinite(matrix).all() or (torch.linalg.det(matrix[..., :3, :3]).abs() < 1e-12).any():
-            raise ValueError("affine: expected a finite, invertible matrix")
+            raise ValueError(f"affine: expected a finite, invertible matrix, got {matrix.tolist()}")
         object.__setattr__(self, "modalities", items)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "spacing_mm", spacing)

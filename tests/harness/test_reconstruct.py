@@ -64,6 +64,18 @@ def test_the_best_method_is_explained_and_run(place, capsys):
     assert not list((place / "out" / ".work").glob("run-*"))
 
 
+def test_a_subject_makes_a_bids_derivative_with_provenance(place, capsys):
+    assert main([*WORDS, "--subject", "07"]) == 0
+    assert "bids/sub-07/anat/sub-07_rec-honest_desc-recon_T1w.nii.gz" in capsys.readouterr().out
+    image = place / "out" / "bids" / "sub-07" / "anat" / "sub-07_rec-honest_desc-recon_T1w.nii.gz"
+    assert (nib.load(image).get_fdata() == nib.load(place / "out" / "scan-1.h5_t1.nii.gz").get_fdata()).all()
+    sidecar = json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
+    origin = json.loads((place / "out" / "scan 1.json").read_text())
+    assert origin["measurement"]["sha256"] in sidecar["Sources"][0]
+    assert sidecar["GeneratedBy"][0]["Parameters"]["method"] == origin["method"]
+    assert (place / "out" / "bids" / "dataset_description.json").exists()
+
+
 def test_a_named_method_needs_no_records(place, capsys):
     assert main([*WORDS[:5], "--method", "shrink"]) == 0
     assert "method      shrink, as asked" in capsys.readouterr().out
@@ -88,6 +100,7 @@ def test_list_runs_nothing(place, capsys, monkeypatch):
         (["--budget", "1e-9"], "budget: expected"),
         (["--timeout", "0"], "timeout: expected > 0"),
         (["--device", "gpu"], "device: expected"),
+        (["--subject", "0/7"], "subject: expected letters and digits"),
     ],
 )
 def test_mistakes_are_one_line(place, capsys, more, message):

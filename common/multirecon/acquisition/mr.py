@@ -104,6 +104,8 @@ class CartesianMR(Scan):
         if not self.maps or not set(self.maps) <= set(MAPS):
             raise ValueError(f"maps: expected one of {MAPS} or a list of them, got {maps!r}")
         self.acceleration = _choices(acceleration, "acceleration")
+        if coils < 1:
+            raise ValueError(f"coils: expected >= 1, got {coils}")
         self.coils = coils
         self.radius = _choices(radius, "radius")
         self.sigma = _choices(sigma, "sigma")

@@ -13,12 +13,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from monai.bundle import ConfigWorkflow
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from .package import check_package
+from .weights import check_weights
 
 __all__ = ["guard", "root_cause", "unknown_keys"]
 
@@ -34,8 +36,9 @@ def guard(*, allow: Sequence[str] = ()) -> None:
 
     ``{"_target_": "multirecon.bundle.guard"}`` in front of ``"$@evaluator.run()"`` makes a run fail that MONAI would
     let pass: a mistyped override or key (nothing refers to it, so it would do nothing), an empty data set (MONAI exits
-    with 0), a bundle archive that meets another ``multirecon``. Under ``python -m monai.bundle`` it also makes errors
-    that this package raises end in one line; ``MULTIRECON_TRACEBACK=1`` brings the traceback back.
+    with 0), a bundle archive that meets another ``multirecon``; and what MONAI would only report in pages of
+    tracebacks: a device that is not there, missing, damaged or foreign weights. Under ``python -m monai.bundle`` it
+    also makes errors that this package raises end in one line; ``MULTIRECON_TRACEBACK=1`` brings the traceback back.
 
     It stands in ``run``, not in ``initialize``, because MONAI puts the bundle's folder on Python's path in between.
     MONAI hands an expression nothing but what it refers to, so the workflow is found on the call stack; where there is
@@ -55,6 +58,8 @@ def guard(*, allow: Sequence[str] = ()) -> None:
     unknown = unknown_keys(workflow, allow=allow)
     if unknown:
         raise ValueError("; ".join(unknown))
+    _check_device(workflow)
+    _check_checkpoint(workflow)
     _check_dataset(workflow)
 
 
@@ -72,10 +77,16 @@ def unknown_keys(workflow: ConfigWorkflow, *, allow: Sequence[str] = ()) -> list
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return what really went wrong, below what MONAI's parser and engines wrapped around it."""
+    """Return what went wrong, below what MONAI's parser and engines wrapped around it.
+
+    That is the innermost clear line, a ValueError raised by this package (which may itself have a parser's error for a
+    cause), and without one the innermost error.
+    """
+    clear = error if _is_clear(error) else None
     while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
         error = cause
-    return error
+        clear = error if _is_clear(error) else clear
+    return clear or error
 
 
 def _unknown(config: Mapping[str, Any], prefix: str, known: set[str]) -> Iterable[str]:
@@ -138,6 +149,28 @@ def _task_keys() -> list[str]:
     return list(json.loads(path.read_text(encoding="utf-8"))["properties"])
 
 
+def _check_device(workflow: ConfigWorkflow) -> None:
+    if "device" not in workflow.parser:
+        return
+    name = workflow.parser.get_parsed_content("device")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: expected a device such as cpu or cuda:0, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: expected one of this machine, which has {torch.cuda.device_count()} CUDA devices, "
+                         f"got {str(device)!r}")  # fmt: skip
+
+
+def _check_checkpoint(workflow: ConfigWorkflow) -> None:
+    """Read the weights that the run will load; they must be those of its network."""
+    if "ckpt_path" in workflow.parser and "network_def" in workflow.parser:
+        path = workflow.parser.get_parsed_content("ckpt_path")
+        network = workflow.parser.get_parsed_content("network_def")
+        if path and isinstance(network, torch.nn.Module):
+            check_weights(path, network)
+
+
 def _check_dataset(workflow: ConfigWorkflow) -> None:
     """Build the data set that the run will use, and refuse an empty one."""
     for key in ("dataset", "train::dataset"):
@@ -170,7 +203,7 @@ Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
 def _one_line(otherwise: Hook) -> Hook:
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         cause = root_cause(error)
-        if isinstance(cause, ValueError) and _raised_here(cause):
+        if _is_clear(cause):
             sys.stdout.flush()
             print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
         else:
@@ -179,7 +212,10 @@ def _one_line(otherwise: Hook) -> Hook:
     return hook
 
 
-def _raised_here(error: BaseException) -> bool:
+def _is_clear(error: BaseException) -> bool:
+    """Whether an error is a ValueError that this package raised."""
+    if not isinstance(error, ValueError):
+        return False
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next

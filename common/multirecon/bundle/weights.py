@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..files import atomic_path
 
-__all__ = ["fresh_network", "read_weights", "reinitialise", "weights_hash", "write_weights"]
+__all__ = ["check_weights", "fresh_network", "read_weights", "reinitialise", "weights_hash", "write_weights"]
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"checkpoint: expected an existing file, got {os.fspath(path)!r}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         line = " ".join(str(error).split())[:160]
         raise ValueError(f"{path}: expected a checkpoint that loads with weights_only=True, got {line}") from None
     if not isinstance(content, Mapping):
@@ -40,6 +40,23 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if (value.is_floating_point() or value.is_complex()) and not torch.isfinite(value).all():
             raise ValueError(f"{path}: expected finite values, got NaN or Inf in {name!r}")
     return dict(content)
+
+
+def check_weights(path: str | os.PathLike[str], network: nn.Module) -> None:
+    """Raise ValueError unless a checkpoint holds finite tensors of the names and shapes of a network.
+
+    Args:
+        path: the checkpoint.
+        network: the network that it is meant for.
+    """
+    given, wanted = read_weights(path), network.state_dict()
+    missing, unknown = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    if missing or unknown:
+        raise ValueError(f"{path}: expected the weights of {type(network).__name__}, got none for {missing[:3]} and "
+                         f"unknown ones for {unknown[:3]}")  # fmt: skip
+    for name, value in wanted.items():
+        if value.shape != given[name].shape:
+            raise ValueError(f"{path}: {name}: expected shape {tuple(value.shape)}, got {tuple(given[name].shape)}")
 
 
 def write_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> Path:

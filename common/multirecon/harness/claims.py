@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jsonschema
 
 from ..metrics import METRICS, UNDIRECTED
+from ..tasks import explain_fault
 from .hypotheses import (
     FAILS,
     HOLDS,
@@ -102,7 +103,7 @@ def parse_claim(values: Mapping[str, Any]) -> Claim:
     fault = next(iter(jsonschema.Draft202012Validator(claim_schema()).iter_errors(values)), None)
     if fault is not None:
         fault = jsonschema.exceptions.best_match([fault])
-        raise ValueError(f"{'.'.join(map(str, fault.absolute_path)) or 'claim'}: {fault.message}")
+        raise ValueError(explain_fault(fault, whole="claim"))
     tests = []
     for number, test in enumerate(values["tests"]):
         try:

@@ -102,6 +102,7 @@ def reconstruct(
     seed: int = 0,
     device: str = "",
     timeout: float = 3600.0,
+    subject: str = "",
     list: bool = False,
     shard: str = "1/1",
     progress: bool = True,
@@ -121,6 +122,7 @@ def reconstruct(
         seed: seed of the method's random numbers.
         device: device, such as cpu or cuda:0; by default the bundle's own choice.
         timeout: seconds after which the method is ended.
+        subject: label of the subject: also write the images into OUTPUT/bids, a BIDS derivative with provenance.
         list: only say what would be done and why.
         shard: I/N: of a folder, only every N-th file, beginning with the I-th.
         progress: show the progress bar of a folder (--noprogress: do not).
@@ -130,6 +132,8 @@ def reconstruct(
     from .runner import parse_shard
 
     call: Callable[..., Any] = reconstruct_file
+    if file.is_dir() and subject:
+        raise ValueError(f"subject: expected one file of one subject, got the folder {str(file)!r}")
     if file.is_dir() and not list:
         call = partial(reconstruct_folder, shard=parse_shard(shard), progress=progress)
     elif shard != "1/1":
@@ -147,6 +151,7 @@ def reconstruct(
         device=_device(device),
         timeout=timeout,
         **({"explain_only": True} if list else {}),
+        **({"subject": subject} if subject else {}),
     )
 
 

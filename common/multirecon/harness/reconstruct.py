@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,7 @@ from typing import Any
 from ..bundle.folder import BUNDLES_SETTING
 from ..measurement import Measurement
 from .acquisitions import acquisition_text, default_targets, describe_acquisition
+from .derivatives import check_bids, copy_to_bids
 from .methods import Method, select_methods
 from .process import Worker, Workers
 from .records import FAILED, OK
@@ -42,6 +44,7 @@ def reconstruct_file(
     explain_only: bool = False,
     quiet: bool = False,
     workers: Workers | None = None,
+    subject: str = "",
 ) -> list[str]:
     """Reconstruct a measurement file, print why by which method, and write images and provenance.
 
@@ -60,6 +63,7 @@ def reconstruct_file(
         explain_only: run nothing.
         quiet: print nothing.
         workers: kept from file to file; by default each process is ended with its work.
+        subject: label of the subject: the images are also written into ``bids``, a BIDS derivative in the output.
 
     Returns:
         The reasons, line by line.
@@ -69,6 +73,8 @@ def reconstruct_file(
     """
     if not timeout > 0:
         raise ValueError(f"timeout: expected > 0, got {timeout}")
+    if subject and not re.fullmatch(r"[A-Za-z0-9]+", subject):
+        raise ValueError(f"subject: expected letters and digits, got {subject!r}")
     shown, output = output, output.absolute()  # the worker has a working directory of its own
     measurement = Measurement.load(file)
     if method == "auto":
@@ -79,6 +85,8 @@ def reconstruct_file(
         tasks = []
     with _place(None if explain_only else output) as work:
         wanted = tuple(targets) or default_targets(describe_acquisition(measurement))
+        if subject:
+            check_bids(wanted)
         refusals = find_refusals(methods, file, wanted, work, device=device, worker=workers[""] if workers else None)
         choice = choose(measurement, methods, refusals, tasks, targets=wanted, metric=metric, budget=budget)
         lines = choice.lines() if method == "auto" else _explicit(methods[0], choice)
@@ -100,9 +108,11 @@ def reconstruct_file(
         written = _publish(work / "images", output)
     path = output / f"{file.stem}.json"
     note = _provenance(file, measurement, chosen, answer, written, lines, seed=seed)
+    if subject:
+        written += copy_to_bids(output, written, wanted, subject=subject, method=chosen.name, provenance=note)
     write_json(path, {**note, "asked": {"method": method, "targets": [*targets], "seed": seed}})
     if not quiet:
-        print(f"written     {', '.join(p.name for p in [*written, path])} in {shown}")
+        print(f"written     {', '.join(str(p.relative_to(output)) for p in [*written, path])} in {shown}")
     return lines
 
 

@@ -22,9 +22,11 @@ class Likelihood(nn.Module):
 
     Attributes:
         kind: the name under which the likelihood is stored in a measurement file.
+        counting: whether the data are counts, which are never negative.
     """
 
     kind: ClassVar[str] = ""
+    counting: ClassVar[bool] = False
 
     def data_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of one datum for a predictor of ``shape`` (both without the batch axis)."""

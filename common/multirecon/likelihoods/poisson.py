@@ -42,6 +42,7 @@ class Poisson(Likelihood):
     """
 
     kind = "poisson"
+    counting = True
 
     def __init__(self, background: float | Tensor = 0.0, *, curvature: Curvature = "observed") -> None:
         super().__init__()

@@ -38,6 +38,7 @@ class PolyenergeticPoisson(Likelihood):
     """
 
     kind = "polyenergetic_poisson"
+    counting = True
 
     def __init__(
         self,

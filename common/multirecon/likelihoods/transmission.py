@@ -39,6 +39,7 @@ class TransmissionPoisson(Likelihood):
     """
 
     kind = "transmission_poisson"
+    counting = True
 
     def __init__(self, I0: float | Tensor, scatter: float | Tensor = 0.0, *, curvature: Curvature = "fisher") -> None:
         super().__init__()

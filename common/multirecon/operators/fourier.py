@@ -88,7 +88,7 @@ class MaskedFourier(LinearOperator):
             raise ValueError(f"maps: expected a complex dtype, got {maps.dtype}")
         mask = mask.to(maps.real.dtype)
         if not ((mask == 0) | (mask == 1)).all():
-            raise ValueError("mask: expected values 0 and 1 only")
+            raise ValueError(f"mask: expected values 0 and 1 only, got {float(mask.min()):g} to {float(mask.max()):g}")
         spatial, coils = tuple(maps.shape[-dims:]), maps.shape[-dims - 1]
         super().__init__(
             (1, *spatial),

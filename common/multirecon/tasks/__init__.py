@@ -23,8 +23,9 @@ from .. import acquisition as acquisition_package
 from ..acquisition import Acquisition, CleanImage, fine_maps
 from ..measurement import Measurement
 from ..space import ImageSpace
+from .faults import explain_fault
 
-__all__ = ["TARGETS", "Task", "load", "names", "replace_table", "schema", "table"]
+__all__ = ["TARGETS", "Task", "explain_fault", "load", "names", "replace_table", "schema", "table"]
 
 TARGETS = frozenset(
     {
@@ -150,12 +151,14 @@ def load(task: str | os.PathLike[str]) -> Task:
     """
     text, where = _read(task)
     try:
-        config = json.loads(text)
+        config = json.loads(text, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected JSON, got {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     fault = next(iter(jsonschema.Draft202012Validator(schema()).iter_errors(config)), None)
     if fault is not None:
-        raise ValueError(f"{where}: {'.'.join(map(str, fault.absolute_path)) or 'task'}: {fault.message}")
+        raise ValueError(f"{where}: {explain_fault(fault, whole='task')}")
     _refuse_code(config, where)
     parts = {key: _build(config[key], config) for key in ("space", "acquisition")}
     unknown = sorted(set(config["targets"]) - set(parts["space"].names))
@@ -203,4 +206,12 @@ def _build(value: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
         return parser.get_parsed_content("value")
     except RuntimeError as error:
         # MONAI wraps what a constructor raised; the cause is the clear line.
-        raise ValueError(f"task {config.get('name')!r}: {error.__cause__ or error}") from error
+        cause = error.__cause__ or error
+        line = " ".join(str(cause).split())
+        if not isinstance(cause, ValueError) or "expected" not in line:
+            line = f"{value.get('_target_')}: expected arguments that fit it, got {type(cause).__name__}: {line}"
+        raise ValueError(f"task {config.get('name')!r}: {line}") from error
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"expected finite numbers, got {text}")
