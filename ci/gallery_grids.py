@@ -2,11 +2,11 @@
 
     python ci/gallery_grids.py docs/gallery [--work output/grids]
 
-Every second slice of a 2D FLAIR (0.72 x 0.72 x 3 mm) is converted together with the T1 of the same session (0.91 x 0.91
-x 3 mm) into one measurement on a grid of 1 mm: the FLAIR through ``Resample`` with its slice profile, the T1 as a clean
-image. The slices that were left out are then predicted from each result by the same operator. Prints the relative
-error inside the head and draws OUT/grids.png. Conversion and reconstructions are commands of a user, which it prints;
-what lies in --work already is not made again.
+Every second slice of a 2D FLAIR (0.72 x 0.72 x 3 mm, cropped to the head) is converted together with the T1 of the same
+session (0.91 x 0.91 x 3 mm) into one measurement on a grid of 1 mm: the FLAIR through ``Resample`` with its slice
+profile, the T1 as a clean image. The slices that were left out are then predicted from each result by the same
+operator. Prints the relative error inside the head and draws OUT/grids.png. Conversion and reconstructions are commands
+of a user, which it prints; what lies in --work already is not made again.
 
 The data: patient 12, study 1, of open_ms_data (muschellij2/open_ms_data, longitudinal/raw, CC BY), not registered.
 """
@@ -17,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from gallery_parts import Panel, command, draw, read_images, real_data, run_bundle
@@ -27,13 +28,23 @@ from multirecon.measurement import Measurement
 from multirecon.operators import Resample
 
 FLAIR, T1 = "ms_raw/patient12_study1_FLAIR.nii.gz", "ms_raw/patient12_study1_T1W.nii.gz"
-FIRST, LAST = 20, 36  # slices of the FLAIR; every second one is used, those between are left out
+FIRST, LAST = 24, 32  # slices of the FLAIR; every second one is used, those between are left out
 METHODS = {"TV": "tv_petmrct", "TV along the edges of the T1": "tv_petmrct:directional"}
 
 
-def left_out(measurement: Measurement, folder: Path) -> tuple[Tensor, Resample, Tensor]:
+def crop(source: Path, target: Path) -> None:
+    """Write the image cropped to the head within its slices."""
+    image = nib.load(source)
+    values = np.asarray(image.dataobj)[..., FIRST : LAST + 1]
+    inside = values.mean(2) > 0.1 * np.percentile(values, 99)
+    ends = [np.nonzero(inside.mean(axis) > 0.05)[0][[0, -1]] for axis in (1, 0)]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image.slicer[ends[0][0] : ends[0][1] + 1, ends[1][0] : ends[1][1] + 1], target)
+
+
+def left_out(measurement: Measurement, source: Path) -> tuple[Tensor, Resample, Tensor]:
     """Return the slices left out ``(X, Y, S)`` in the unit of the measurement, how they see the grid, and the head."""
-    volume = read_nifti(folder / FLAIR)
+    volume = read_nifti(source)
     chosen = list(range(FIRST + 1, LAST, 2))
     scale = next(float(n.split()[-1]) for n in measurement.metadata["notes"] if n.startswith("flair divided by"))
     affine = volume.affine.copy()
@@ -56,16 +67,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the picture")
     parser.add_argument("--work", type=Path, default=Path("output/grids"), help="folder of data and images")
-    parser.add_argument("--iterations", type=int, default=40, help="bound on the iterations of total variation")
+    parser.add_argument("--iterations", type=int, default=30, help="bound on the iterations of total variation")
     arguments = parser.parse_args()
     folder, work = real_data(FLAIR, T1), arguments.work.absolute()
     file = work / "data" / "patient12.h5"
     if not file.exists():
-        command("multirecon", "convert", folder / FLAIR, file, "--modality", "flair", "--reference", folder / T1,
+        crop(folder / FLAIR, work / "flair.nii.gz")
+        command("multirecon", "convert", work / "flair.nii.gz", file, "--modality", "flair", "--reference", folder / T1,
                 "--reference-modality", "t1", "--spacing-mm", "1,1,1",
                 "--slices", ",".join(map(str, range(FIRST, LAST + 1, 2))))  # fmt: skip
     measurement = Measurement.load(file)
-    truth, operator, head = left_out(measurement, folder)
+    truth, operator, head = left_out(measurement, work / "flair.nii.gz")
     print(f"grid {measurement.space.shape} of 1 mm; slices {measurement.y['flair'].shape[-1]} used, "
           f"{truth.shape[-1]} left out; noise {measurement.metadata['sigma']:.4f}")  # fmt: skip
     results = {}

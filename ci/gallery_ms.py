@@ -42,7 +42,7 @@ METHODS = {
     "MINet": "minet_mr",
     "DisC-Diff": "discdiff_mr",
 }
-SLICES, APART = 8, 4
+SLICES, APART = 4, 6
 
 
 def patient(folder: Path, size: int, spacing_mm: float) -> tuple[dict[str, Tensor], Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import hypot
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def castor_measurement(
         if data.events["amount"].shape[1] > 1:
             notes.append("bins of time of flight added up")
     else:
-        reach = 0.5 * size * float(np.hypot(*spacing))
+        reach = 0.5 * size * hypot(*spacing)
         pairs, factor, counts, rate = _histogram(data, pairs, lines, crystals, float(used[:, 2].mean()), reach, notes)
     projector = LineProjector((size, size), spacing, starts=_points(crystals, pairs[:, 0]),
                               ends=_points(crystals, pairs[:, 1]))  # fmt: skip

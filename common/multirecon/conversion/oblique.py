@@ -98,7 +98,7 @@ def _last_difference(sinogram: Sinogram, rings: int) -> int:
 
 def _ordered(sinogram: Sinogram, like: Sinogram, last: int, argument: str) -> NDArray[np.float32]:
     """Return the planes in the order of the projector: difference 0, 1, -1, 2, -2, ..."""
-    segments = sinogram.metadata.get("segments")
+    segments = sinogram.metadata.get("segments") or []
     if segments != like.metadata.get("segments") or sinogram.values.shape != like.values.shape:
         raise refusal(argument, f"the segments of the counts, {like.values.shape}", sinogram.values.shape)
     if sinogram.values.min() < 0:
