@@ -193,6 +193,18 @@ class SaveReconstructions:
             for index, name in enumerate(ids):
                 self._write(self.output_dir / f"{safe_name(name)}_trust.nii.gz", maps[index, chosen], affines[index])
 
+    def save_stack(self, stack: Tensor, prefix: str = "sample") -> None:
+        """Write a stack ``(N, C, *shape)`` that answers no measurement, as ``<prefix>-<number>_<modality>``."""
+        if self.space is None:
+            raise ValueError("space: expected the image space of the stack, got None")
+        affine = self.space.affine.reshape(-1, 4, 4)[0].double()
+        for index, sample in enumerate(stack):
+            for modality in self.modalities or self.space.names:
+                image = sample[self.space.channels(modality)]
+                if is_hounsfield_outside(modality, self.space[modality].unit):
+                    image = attenuation_to_hu(image)
+                self._save(f"{prefix}-{index}", modality, image, affine)
+
     def _save(self, sample: str, modality: str, image: Tensor, affine: Tensor) -> None:
         stem = f"{safe_name(sample)}_{modality}"
         nifti = self._write(self.output_dir / f"{stem}.nii.gz", image, affine)

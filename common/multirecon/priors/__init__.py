@@ -2,6 +2,7 @@
 
 from .denoiser import Denoiser, HaarDomain, NetworkDenoiser, Parametrisation, PixelDomain, predicted_noise
 from .diffusion import DiffusionPrior, NoisyBatch
+from .generation import generate
 from .haar import band_names, haar_analysis, haar_synthesis
 from .sampling import SampleNoise, reverse_diffusion
 from .scaling import IntensityScaling
@@ -19,6 +20,7 @@ __all__ = [
     "PixelDomain",
     "SampleNoise",
     "band_names",
+    "generate",
     "haar_analysis",
     "haar_synthesis",
     "predicted_noise",

@@ -115,6 +115,8 @@ class DecomposedSampling(_DiffusionSampler):
         error: error variance of the denoiser at ``sigma = 1`` in the network's range, or its variance as a function of
             ``sigma``.
         iterations: inner iterations of every correction.
+        warm: whether a correction starts at the one before instead of the new estimate. The few iterations of all steps
+            then add up, which projections need; both starts have the same limit.
         perturb: whether corrections are samples instead of modes.
         exact_below: blank-scan counts a ray under which CT counts keep their exact likelihood.
         start: fraction of the schedule to start at (1: pure noise); below 1 from ``initial``.
@@ -140,6 +142,7 @@ class DecomposedSampling(_DiffusionSampler):
         weight: Literal["error", "constant"] = "error",
         error: float | Callable[[float], float] = 0.0108,
         iterations: int = 5,
+        warm: bool = True,
         perturb: bool = False,
         exact_below: float = 5e3,
         start: float = 1.0,
@@ -167,6 +170,7 @@ class DecomposedSampling(_DiffusionSampler):
         self.weight = weight
         self.error = error
         self.iterations = iterations
+        self.warm = warm
         self.perturb = perturb
         self.exact_below = exact_below
         self.start = start
@@ -193,7 +197,14 @@ class DecomposedSampling(_DiffusionSampler):
                 channels = space.channels(name)
                 rho[:, channels] = strengths[name] * self._trust(data, name, sigma) * slope[:, channels]
             physical = data_proximal(
-                data.operator, data.likelihood, y, prediction, rho=rho, iterations=self.iterations, tolerance=1e-5
+                data.operator,
+                data.likelihood,
+                y,
+                prediction,
+                rho=rho,
+                x0=physical if self.warm and physical.numel() else None,
+                iterations=self.iterations,
+                tolerance=1e-5,
             )
             return scaling(physical)
 

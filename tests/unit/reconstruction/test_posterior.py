@@ -395,3 +395,13 @@ def test_mean_of_samples_and_draw():
     drawn = DecomposedSampling(prior, steps=6).draw(measurement, Small(), 3, generator=torch.Generator().manual_seed(0))
     assert drawn.shape == (3, 2, 2, *SHAPE)
     torch.testing.assert_close(mean.as_tensor(), drawn.mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_a_warm_correction_needs_fewer_iterations_for_the_same_image():
+    measurement = with_clean(sensing(space("t1", "flair"), name="flair"))
+    run = lambda warm, iterations: DecomposedSampling(  # noqa: E731
+        network_prior(), steps=12, strength=0.3, warm=warm, iterations=iterations
+    )(measurement, Small(), generator=torch.Generator().manual_seed(0)).as_tensor()  # fmt: skip
+    limit = run(False, 60)
+    torch.testing.assert_close(run(True, 60), limit, rtol=1e-3, atol=1e-3)
+    assert (run(True, 1) - limit).norm() < 0.7 * (run(False, 1) - limit).norm()
