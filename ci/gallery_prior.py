@@ -3,7 +3,7 @@
     python ci/gallery_prior.py BUNDLE OUT --dataset_dir DATA [--count 64] [--steps 100] [--seed 0]
 
 writes OUT/BUNDLE_samples.png and prints the distance of every sample to its nearest training slice beside that of
-slices of the test anatomies. DATA is the cached set of the bundle's training (DATA/train); test slices are simulated, which
+slices of the test anatomies. DATA is the cached set of the training (DATA/train); test slices are simulated, which
 needs the label maps (MULTIRECON_ANATOMIES). A prior that copies has samples nearer to the training set than unseen
 heads are. Distance: root mean square over all modalities in the network's range, pixels averaged two by two.
 """
