@@ -40,10 +40,10 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUTF8": "1"}
 
 
-def run_command(words: list[str], cwd: Path) -> Done:
+def run_command(words: list[str], cwd: Path, python: Path = Path(sys.executable)) -> Done:
     """Run the stock command in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *words],
+        [str(python), "-m", "monai.bundle", *words],
         cwd=cwd,
         env=environment(),
         capture_output=True,
@@ -58,17 +58,18 @@ class Stock:
 
     Args:
         folder: for the output of the commands.
+        python: of the environment whose commands they are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, python: Path = Path(sys.executable)) -> None:
+        self.folder, self.python = folder, python
         self.count = 0
         self.server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Stock":
         if hasattr(os, "fork") and sys.platform != "darwin":
             self.server = subprocess.Popen(
-                [sys.executable, __file__],
+                [str(self.python), __file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -87,7 +88,7 @@ class Stock:
     def run(self, words: list[str], cwd: Path) -> Done:
         """Run ``python -m monai.bundle WORDS`` in a directory."""
         if self.server is None or self.server.stdin is None or self.server.stdout is None:
-            return run_command(words, cwd)
+            return run_command(words, cwd, self.python)
         self.count += 1
         out, err = (self.folder / f"{self.count:03d}.{name}" for name in ("out", "err"))
         job = {"words": words, "cwd": str(cwd), "out": str(out), "err": str(err)}

@@ -1,17 +1,20 @@
 """An archive runs with nothing of this collection installed, from anywhere, and gives the source bundle's numbers."""
 
+import functools
 import json
 import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from contract.promises import CPU, quick
-from contract.stock import arguments
+from contract.stock import Stock, arguments
 from zoo.fresh import fresh_environment, has, run
 from zoo.strangers import folder_with_strangers, other_version
 
@@ -31,14 +34,26 @@ def unpacked(packed: tuple[Bundle, Path], parent: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def fresh(packed, tmp_path_factory):
-    """Python of an environment with the documented packages and without multirecon."""
-    metadata = unpacked(packed, tmp_path_factory.mktemp("read")).metadata
-    python = fresh_environment(tmp_path_factory.mktemp("fresh") / "venv", requirements(metadata))
-    assert not has(python, "multirecon")
-    assert has(python, "monai")
-    assert not has(python, "pytest"), "the environment shows more than what is documented"
-    return python
+def environments(tmp_path_factory) -> Iterator[Callable[..., tuple[Path, Stock]]]:
+    """Python of an environment with some packages, and its stock commands; made once for every list of packages."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def make(packages: tuple[str, ...]) -> tuple[Path, Stock]:
+            python = fresh_environment(tmp_path_factory.mktemp("fresh") / "venv", packages)
+            assert not has(python, "multirecon")
+            assert has(python, "monai")
+            assert not has(python, "pytest"), "the environment shows more than what is documented"
+            return python, stack.enter_context(Stock(tmp_path_factory.mktemp("stock"), python))
+
+        yield make
+
+
+@pytest.fixture
+def fresh(packed, environments):
+    """An environment with the packages that the archive documents, and without multirecon."""
+    bundle, archive = packed
+    return environments(tuple(requirements(json.loads(read_archive(archive, bundle.name)["configs/metadata.json"]))))
 
 
 def images(folder):
@@ -51,24 +66,39 @@ def words(copy, out):
     return arguments("run", config_file=config, device=CPU, **options, **copy.quick)
 
 
-@pytest.mark.parametrize(
-    "place",
-    ["strangers", pytest.param("top", marks=pytest.mark.slow), pytest.param("own", marks=pytest.mark.slow)],
-)
-def test_runs_without_multirecon_and_gives_the_same_numbers(packed, fresh, place, tmp_path):
-    strangers = folder_with_strangers(tmp_path)
-    copy = unpacked(packed, strangers / "archives")
-    cwd = {"strangers": strangers, "top": Path("/"), "own": copy.root}[place]
-    done = run(fresh, "-m", "monai.bundle", *words(copy, tmp_path / "archive ü"), cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    workflow = quick(packed[0], dataset_dir=str(copy.root / "sample"), output_dir=str(tmp_path / "source"))
+def expected_images(packed, copy, out):
+    """What the bundle of the checkout makes of the archive's sample."""
+    workflow = quick(packed[0], dataset_dir=str(copy.root / "sample"), output_dir=str(out))
     workflow.run()
-    expected, found = images(tmp_path / "source"), images(tmp_path / "archive ü")
-    assert expected.keys() == found.keys()
+    return images(out)
+
+
+def assert_same(found, expected):
     assert expected
+    assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name].get_fdata(), expected[name].get_fdata(), err_msg=name)
         np.testing.assert_array_equal(found[name].affine, expected[name].affine)
+
+
+def test_runs_without_multirecon_and_gives_the_same_numbers(packed, fresh, tmp_path):
+    """From the worst place, in a process of its own."""
+    strangers = folder_with_strangers(tmp_path)
+    copy = unpacked(packed, strangers / "archives")
+    done = run(fresh[0], "-m", "monai.bundle", *words(copy, tmp_path / "archive ü"), cwd=strangers)
+    assert done.returncode == 0, done.stderr
+    assert_same(images(tmp_path / "archive ü"), expected_images(packed, copy, tmp_path / "source"))
+
+
+@pytest.mark.slow
+def test_runs_from_anywhere(packed, fresh, tmp_path):
+    strangers = folder_with_strangers(tmp_path)
+    copy = unpacked(packed, strangers / "archives")
+    expected = expected_images(packed, copy, tmp_path / "source")
+    for name, place in {"top": Path("/"), "strangers": strangers, "own": copy.root}.items():
+        done = fresh[1].run(words(copy, tmp_path / name), place)
+        assert done.code == 0, f"{name}: {done.err}"
+        assert_same(images(tmp_path / name), expected)
 
 
 @pytest.mark.parametrize("own_process", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -131,7 +161,7 @@ def test_another_multirecon_in_the_process_is_one_clear_line(packed, fresh, tmp_
         f"sys.argv = ['monai.bundle', *{words(copy, tmp_path / 'out')!r}]; "
         "runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)"
     )
-    done = run(fresh, "-c", code, cwd=tmp_path)
+    done = run(fresh[0], "-c", code, cwd=tmp_path)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     expected = (
