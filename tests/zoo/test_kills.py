@@ -24,7 +24,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
 def kill_again_and_again(work, check, *, kills, seed=0):
-    """Run ``work`` in processes that are killed at random moments, and ``check`` what they left; return how many died."""
+    """Run ``work`` in processes that are killed at random moments, ``check`` what they left; return how many died."""
     fork, chance = multiprocessing.get_context("fork"), random.Random(seed)
     begin = time.monotonic()
     process = fork.Process(target=work)
