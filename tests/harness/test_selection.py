@@ -144,9 +144,9 @@ def test_the_leaderboard_of_the_repository_is_usable():
 
     tasks = read_leaderboard(Path(__file__).parents[2] / "docs" / "leaderboard")
     named = {t.name: t for t in tasks}
-    assert named["flair_x4"].acquisition["blocks"]["flair"]["sampling"] == 0.25
-    assert "sense_mr" in named["flair_x4"].rows
-    assert named["flair_x4"].voxels == 128 * 128
+    assert named["flair_x4_t1"].acquisition["blocks"]["flair"]["sampling"] == 0.25
+    assert "sense_mr" in named["flair_x4_t1"].rows
+    assert named["flair_x4_t1"].voxels == 128 * 128
 
 
 def test_no_records_is_one_clear_error(tmp_path):

@@ -264,7 +264,7 @@ class WaveletSense(_Variational):
         wavelet: str = "db4",
         levels: int = 4,
         shifts: int = 4,
-        iterations: int = 60,
+        iterations: int = 100,
         inner_iterations: int = 6,
         tolerance: float = 1e-3,
         source: ImageSource | None = None,
