@@ -90,7 +90,7 @@ def main() -> int:
     shutil.rmtree(work / "dicom", ignore_errors=True)
     command("multirecon", "convert", work / "sparse" / "tv_petmrct" / f"head-{SHOWN:03d}_ct.nii.gz", work / "dicom",
             "--modality", "ct", "--source", source)  # fmt: skip
-    command("multirecon", "info", work / "dicom")
+    command("multirecon", "info", work / "dicom", show=True)
     return 0
 
 

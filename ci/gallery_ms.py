@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gallery_parts import Panel, draw, read_images, real_data, run_bundle, scores, upright
+from gallery_parts import Panel, bounds, draw, read_images, real_data, run_bundle, scores, upright
 from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -32,17 +32,17 @@ from multirecon.measurement import Measurement
 
 FILES = {n: f"ms_mni/patient07_{f}.nii.gz" for n, f in (("flair", "FLAIR"), ("t1", "T1"), ("lesion", "lesions"))}
 UNIT = {"flair": 1.8, "t1": 2.0}  # 1 is so many times the 90th percentile over the brain, see docs/data.md
-TASKS = {"flair_x4_t1": "4x, true maps", "flair_x4c_t1": "4x, 24 centre lines, estimated maps"}
+TASKS = {"flair_x4_t1": "true maps", "flair_x4c_t1": "24 centre lines"}
 METHODS = {
     "SENSE": "sense_mr",
     "L1-wavelet": "cs_mr",
     "TV": "tv_petmrct",
-    "TV, directions of T1": "tv_petmrct:directional",
+    "TV, edges of T1": "tv_petmrct:directional",
     "MC-VarNet": "mcvarnet_mr",
     "MINet": "minet_mr",
     "DisC-Diff": "discdiff_mr",
 }
-SLICES, APART = 4, 6
+SLICES, APART, SHOWN = 4, 6, 3
 
 
 def patient(folder: Path, size: int, spacing_mm: float) -> tuple[dict[str, Tensor], Tensor]:
@@ -104,9 +104,9 @@ def main() -> int:
             facts = {"source": "open_ms_data, patient07; k-space simulated on interpolated magnitude images"}
             task.acquisition(fine, ids, affine=coarse(affines), metadata=facts).save(file)
         measurement = Measurement.load(file)
-        shown = int(lesion.sum((1, 2)).argmax())
-        row = [Panel("FLAIR", upright(truth[shown, 0]), (0.0, 0.9)),
-               Panel("lesion mask", upright(lesion[shown].float()), (0.0, 1.0))]  # fmt: skip
+        box = bounds(brain.any(0))
+        row = [Panel("FLAIR", upright(truth[SHOWN, 0][box]), (0.0, 0.8)),
+               Panel("lesion mask", upright(lesion[SHOWN].float()[box]), (0.0, 1.0))]  # fmt: skip
         for title, method in METHODS.items():
             output = work / name / method.replace(":", "_")
             images = read_images(run_bundle(method, work / name / "data", output), "flair")
@@ -115,9 +115,9 @@ def main() -> int:
             print(f"{name:13s} {title:21s} PSNR {found['psnr']:.2f} dB, SSIM {found['ssim']:.4f}, "
                   f"brain PSNR {found['psnr@brain']:.2f} dB; lesions: NRMSE {found['nrmse@lesion']:.3f}, "
                   f"bias {found['bias@lesion']:+.4f}, contrast recovery {found['crc@lesion']:.2f}")  # fmt: skip
-            row.append(Panel(f"{title}, {what.split(',')[0]}", upright(images[shown, 0]), (0.0, 0.9)))
+            row.append(Panel(f"{title}; {what}", upright(images[SHOWN, 0][box]), (0.0, 0.8)))
         rows.append(row)
-    draw(arguments.out / "ms_patient07.png", [part for row in rows for part in (row[:5], row[5:])])
+    draw(arguments.out / "ms_patient07.png", [part for row in rows for part in (row[:5], row[5:])], width=1.9)
     return 0
 
 

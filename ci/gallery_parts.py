@@ -41,8 +41,13 @@ def real_data(*needed: str) -> Path:
     return Path(folder)
 
 
-def command(*words: object) -> None:
-    """Print a command as a user would type it in the repository, and run it there; its failure is ours."""
+def command(*words: object, show: bool = False) -> None:
+    """Print a command as a user would type it in the repository, and run it there; its failure is ours.
+
+    Args:
+        words: the command.
+        show: also print what it prints.
+    """
     texts = [str(w) for w in words]
     print(f"$ {shlex.join(texts)}".replace(f"{ROOT}{os.sep}", ""), flush=True)
     shown = {"python": [sys.executable], "multirecon": [sys.executable, "-m", "multirecon"]}
@@ -53,6 +58,8 @@ def command(*words: object) -> None:
     if done.returncode:
         print(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message", file=sys.stderr)
         raise SystemExit(done.returncode)
+    if show:
+        print(done.stdout, end="")
 
 
 def run_bundle(method: str, data: Path, output: Path, **options: object) -> Path:
@@ -122,6 +129,14 @@ def scores(
         key: float(np.mean([row[key] for row in rows if key in row]))
         for key in dict.fromkeys(k for r in rows for k in r)
     }
+
+
+def bounds(mask: Tensor, *, margin: int = 6) -> tuple[slice, slice]:
+    """Return the box around what is true in a plane, with a margin in pixels."""
+    found = [mask.any(axis).nonzero().flatten() for axis in (1, 0)]
+    return slice(max(0, int(found[0][0]) - margin), int(found[0][-1]) + margin + 1), slice(
+        max(0, int(found[1][0]) - margin), int(found[1][-1]) + margin + 1
+    )
 
 
 def upright(image: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 import torch
-from gallery_parts import Panel, command, deviance, draw, read_images, real_data, run_bundle
+from gallery_parts import Panel, bounds, command, deviance, draw, read_images, real_data, run_bundle
+from torch.nn.functional import avg_pool2d
 
 from multirecon.measurement import Measurement
 from multirecon.units import hu_to_attenuation
@@ -58,9 +59,7 @@ def main() -> int:
               f"the others {float(terms[:, :, ~used].mean()):.3f}; "
               f"difference to TV of all views {float(difference):.3f}")  # fmt: skip
     top = float(reference[0, 0].quantile(0.999))
-    rows, columns = ((reference[0, 0] > 0.3 * top).float().mean(axis) > 0.02 for axis in (1, 0))
-    box = tuple(slice(int(where.min()) - 8, int(where.max()) + 9)
-                for where in (rows.nonzero(), columns.nonzero()))  # fmt: skip
+    box = bounds(avg_pool2d(reference[:1], 5, stride=1, padding=2)[0, 0] > 0.3 * top)
     draw(arguments.out / "tooth.png", [[Panel(t, i[0, 0][box], (0.0, top)) for t, i in images.items()]])
     return 0
 

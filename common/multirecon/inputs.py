@@ -97,7 +97,8 @@ class LoadInputd(MapTransform):
         try:
             image = self._load(str(path))
         except Exception as error:
-            raise ValueError(f"{path}: not a readable image ({type(error).__name__}: {error})") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{path}: not a readable image ({reason[:200]})") from error
         if image.ndim == 4:
             return image.movedim(-1, 0)
         if image.ndim == 2:

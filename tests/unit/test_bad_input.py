@@ -261,9 +261,11 @@ OBJECTS = {
     "grid of a block": (made(lambda: BlockDiagonal(IMAGES, {"t1": Identity((1, 8, 9))})), "expected domain"),
     "stack of another grid": (made(lambda: IMAGES.check(torch.ones(1, 2, 8, 9))), r"image: expected shape \(B, 2"),
     "channel missing": (
-        made(lambda: ImageSource(IMAGES)(torch.ones(1, 1, 8, 8))), "expected shape .* got .1, 1, 8, 8"
+        made(lambda: ImageSource(IMAGES)(torch.ones(1, 1, 8, 8))), "image: expected 2 channels .* got 1"
     ),
-    "channel too many": (made(lambda: ImageSource(IMAGES)(torch.ones(1, 3, 8, 8))), "expected shape"),
+    "channel too many": (
+        made(lambda: ImageSource(IMAGES)(torch.ones(1, 3, 8, 8))), "image: expected 2 channels .* got 3"
+    ),
     "channel of NaN for missing": (
         made(lambda: ImageSource(IMAGES)(torch.stack([torch.ones(8, 8), torch.full((8, 8), torch.nan)])[None])),
         "expected finite",
