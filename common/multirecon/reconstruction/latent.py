@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,20 +12,22 @@ from torch import Tensor, nn
 
 from ..likelihoods import Gaussian, Likelihood, Poisson, TransmissionPoisson, gaussian_approximation
 from ..measurement import Measurement
+from ..networks.classical import RegularisationWeight
 from ..operators import LinearOperator
 from ..priors import IntensityScaling
 from ..priors.patches import PatchGrid
-from ..solvers import least_squares, map_em
+from ..solvers import least_squares, map_em, osem
 from ..solvers.lbfgs import lbfgs
 from ..solvers.surrogate import separable_surrogate
 from ..space import ImageSpace
 from .base import Callback, Capability, ImageSource, Reconstructor
-from .em import other_image
+from .penalised_least_squares import PenalisedLeastSquares
 from .tuning import Tuning
 
 __all__ = ["LatentADMM", "LatentReconstruction"]
 
 _LOG = logging.getLogger(__name__)
+_SUBSETS, _PASSES = 6, 2  # of the first PET image
 Observer = Callable[[dict[str, Any]], None]
 
 
@@ -70,7 +72,7 @@ class _LatentMethod(Reconstructor):
         first_latent_iterations: int,
         alpha: float,
         accelerate: bool,
-        smoothness: Mapping[str, float] | None,
+        smoothness: float,
         latent_start: Literal["encoder", "random"],
         observer: Observer | None,
         source: ImageSource | None,
@@ -91,7 +93,7 @@ class _LatentMethod(Reconstructor):
         self.latent_iterations, self.first_latent_iterations = latent_iterations, first_latent_iterations
         self.alpha = alpha
         self.accelerate = accelerate
-        self.smoothness = dict(smoothness or {})
+        self.smoothness = smoothness
         self.latent_start = latent_start
         self.observer = observer
         self.units = {n: scaling.affine(n)[1] for n in space.names}  # type: ignore[index]
@@ -123,18 +125,28 @@ class _LatentMethod(Reconstructor):
 
     @torch.no_grad()
     def start(self, measurement: Measurement, blocks: Sequence[Block]) -> Tensor:
-        """Return the first image ``(B, C, *shape)``: smooth penalised least squares; zeros of missing modalities."""
+        """Return the first image ``(B, C, *shape)``: OSEM of PET, smooth least squares; zeros of missing modalities."""
         parts = {}
         for block in blocks:
             if not block.measured:
                 continue
-            image = other_image(measurement, block.name, self.smoothness.get(block.name, 300.0))
             if isinstance(block.likelihood, Poisson):
+                assert block.operator is not None
+                assert block.y is not None
+                views = block.y.shape[-2]
+                subsets = max(n for n in range(1, _SUBSETS + 1) if views % n == 0)
+                image = osem(block.operator, block.likelihood, block.y, subsets=subsets, iterations=_PASSES)
                 # EM never leaves zero
-                image = image.clamp_min(1e-3 * measurement.space[block.name].scale)
-            elif block.operator is not None and block.operator.kind != "masked_fourier":
-                image = image.clamp_min(0)
-            parts[block.name] = image
+                parts[block.name] = image.clamp_min(1e-3 * measurement.space[block.name].scale)
+            elif block.operator is None:
+                parts[block.name] = measurement.y[block.name]
+            else:
+                # to a tolerance at which rounding does not decide about one iteration more
+                solve = PenalisedLeastSquares(tuning=Tuning({"weight": 0.0, "smoothness": self.smoothness}))
+                one, unused = measurement.restrict([block.name]), torch.Generator()
+                stack = solve.reconstruct(one, RegularisationWeight(), generator=unused, callback=None)
+                image = stack[:, block.channel : block.channel + 1]
+                parts[block.name] = image if block.operator.kind == "masked_fourier" else image.clamp_min(0)
         return measurement.operator.assemble(parts, batch=measurement.batch_size, like=torch.empty(0))
 
     def image_step(self, block: Block, x: Tensor, anchor: Tensor, rho: Tensor) -> Tensor:
@@ -242,7 +254,7 @@ class LatentReconstruction(_LatentMethod):
         random_origin: draw another origin of the patches in every outer iteration (latents then start from the encoder
             each time, and objectives of different iterations cannot be compared).
         tolerance: relative change of the image at which the iteration stops.
-        smoothness: smoothness of the first image by modality, see
+        smoothness: smoothness of the first image of CT and MR, see
             :class:`~multirecon.reconstruction.PenalisedLeastSquares`.
         latent_start: ``"encoder"`` or ``"random"``.
         observer: called with ``iteration``, ``objective``, ``data``, ``penalty``, ``change`` (``(B,)`` each),
@@ -268,7 +280,7 @@ class LatentReconstruction(_LatentMethod):
         accelerate: bool = True,
         random_origin: bool = False,
         tolerance: float = 1e-4,
-        smoothness: Mapping[str, float] | None = None,
+        smoothness: float = 30.0,
         latent_start: Literal["encoder", "random"] = "encoder",
         observer: Observer | None = None,
         source: ImageSource | None = None,
@@ -415,7 +427,7 @@ class LatentADMM(_LatentMethod):
         first_latent_iterations: int = 20,
         alpha: float = 1.0,
         accelerate: bool = True,
-        smoothness: Mapping[str, float] | None = None,
+        smoothness: float = 30.0,
         latent_start: Literal["encoder", "random"] = "encoder",
         observer: Observer | None = None,
         source: ImageSource | None = None,

@@ -1,0 +1,171 @@
+"""What the second modality is worth to a joint method, and what it must not do: `python ci/joint_control.py BUNDLE`.
+
+* pairs: PET reconstructed beside the data of its own CT or MR, beside those of another subject, and by the control with
+  one autoencoder a modality;
+* synthesis: each modality from the data of the other alone, against the mean image of the samples;
+* lesions: a spot that PET alone has and one that the other modality alone has. The difference between the
+  reconstructions with and without them, relative to the true difference, is what is recovered; in the other modality
+  it is what is copied (there in units of its scale, relative to the spot in its own modality's scale).
+
+Means over the first samples of the task's set, with the smallest and the largest.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multirecon import tasks
+from multirecon.blocks import Blocks
+from multirecon.bundle import load, load_network
+from multirecon.harness.tuning_data import validation_task
+from multirecon.likelihoods import BlockLikelihood
+from multirecon.measurement import Measurement
+from multirecon.metrics.evaluate import evaluate_image
+from multirecon.operators import BlockDiagonal
+
+RADIUS_MM = 6.0
+PET_SPOT = 0.6
+"""Rise of the activity in the PET-only spot, relative to grey matter."""
+OTHER_SPOT = {"ct": 0.02, "t1": 0.4}
+"""Rise of the other modality in its own spot: 1/cm (about 100 HU), or of the bright level of MR."""
+
+Method = Callable[[Measurement], Tensor]
+
+
+def method(name: str, variant: str = "") -> Method:
+    """Return the reconstruction of a bundle or variant."""
+    workflow = load(name, variant or None, device="$torch.device('cpu')")
+    network = load_network(workflow)
+    return lambda m: torch.as_tensor(workflow.inferer(m, network)).detach()
+
+
+def swapped(one: Measurement, other: Measurement, name: str) -> Measurement:
+    """Return the measurement with the block ``name`` of another one."""
+
+    def pick(block: str) -> Measurement:
+        return other if block == name else one
+
+    blocks = one.available
+    return Measurement(
+        Blocks({n: pick(n).y[n] for n in blocks}),
+        BlockDiagonal(one.space, {n: pick(n).operator[n] for n in blocks}),
+        BlockLikelihood({n: pick(n).likelihood[n] for n in blocks}),
+        one.metadata,
+    )
+
+
+def with_spots(item: dict[str, Any], names: Sequence[str], spots: dict[str, tuple[Tensor, float]]) -> dict[str, Any]:
+    """Return the item with a spot added to channels of its fine grid; masks ``(2H, 2W)``."""
+    changed = dict(item)
+    for key in ("fine", "image"):
+        stack = item[key].clone()
+        for name, (mask, rise) in spots.items():
+            plain = mask if key == "fine" else torch.nn.functional.avg_pool2d(mask[None, None], 2)[0, 0]
+            stack[list(names).index(name)] += rise * plain
+        changed[key] = stack
+    return changed
+
+
+def places(item: dict[str, Any], spacing_mm: float) -> tuple[Tensor, Tensor]:
+    """Return masks on the fine grid of two spots inside the brain, on either side of its centre."""
+    brain = item["brain"][0] > 0.5
+    rows, columns = torch.nonzero(brain, as_tuple=True)
+    centre = rows.float().mean(), columns.float().mean()
+    side = 0.45 * (rows.float() - centre[0]).abs().max()
+    size = torch.arange(2 * brain.shape[0]) / 2
+    return tuple(  # type: ignore[return-value]
+        (
+            (((size[:, None] - centre[0] - sign * side) ** 2 + (size - centre[1]) ** 2).sqrt() * spacing_mm) < RADIUS_MM
+        ).float()
+        for sign in (-1, 1)
+    )
+
+
+def show(label: str, values: list[float]) -> None:
+    """Print one line of a table."""
+    print(f"| {label} | {sum(values) / len(values):.3f} | {min(values):.3f} | {max(values):.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("--task", default="petct_lowdose")
+    parser.add_argument("--samples", type=int, default=6)
+    parser.add_argument("--control", default="separate", help="variant to compare with; '' for none")
+    parser.add_argument("--parts", default="pairs,synthesis,lesions")
+    parser.add_argument("--validation", action="store_true", help="validation anatomies in place of the test set")
+    arguments = parser.parse_args()
+    task, which = tasks.load(arguments.task), "small"
+    if arguments.validation:
+        task, which = validation_task(task, slices=2), "validation"
+    data, parts = task.samples(which), arguments.parts.split(",")
+    step = max(1, len(data) // arguments.samples)
+    items = [data[i] for i in range(0, len(data), step)][: arguments.samples]
+    measured = [task.measure(item) for item in items]
+    other = next(n for n in task.space.names if n != "pet_fdg")
+    joint = method(arguments.bundle)
+    control = method(arguments.bundle, arguments.control) if arguments.control else None
+
+    def psnr(image: Tensor, truth: Tensor, name: str) -> float:
+        return float(evaluate_image(image, truth, task.space, targets=[name], metrics=["psnr"])[name]["psnr"])
+
+    print(
+        f"{arguments.bundle} on {task.name} ({which}), {len(items)} samples\n| | mean | min | max |\n|---|---|---|---|"
+    )
+    plain = [joint(m) for m, _ in measured] if {"pairs", "lesions"} & set(parts) else []
+    if "pairs" in parts:
+        own = [psnr(x, truth, "pet_fdg") for x, (_, truth) in zip(plain, measured, strict=True)]
+        show(f"PET beside its own {other}, dB", own)
+        half = len(items) // 2
+        wrong = [
+            psnr(joint(swapped(m, measured[(i + half) % len(items)][0], other)), truth, "pet_fdg")
+            for i, (m, truth) in enumerate(measured)
+        ]
+        show(f"gain over PET beside another subject's {other}, dB", [a - b for a, b in zip(own, wrong, strict=True)])
+        if control is not None:
+            apart = [control(m) for m, _ in measured]
+            for name in task.space.names:
+                gains = [
+                    psnr(a, truth, name) - psnr(b, truth, name)
+                    for a, b, (_, truth) in zip(plain, apart, measured, strict=True)
+                ]
+                show(f"gain over the separate control, {name}, dB", gains)
+    if "synthesis" in parts:
+        for source, target in (("pet_fdg", other), (other, "pet_fdg")):
+            made = [joint(m.restrict([source])) for m, _ in measured]
+            found = [psnr(x, truth, target) for x, (_, truth) in zip(made, measured, strict=True)]
+            show(f"{target} from {source} alone, dB", found)
+            truths = torch.cat([truth for _, truth in measured])
+            mean = truths.mean(0, keepdim=True)
+            flat = [psnr(mean, truth, target) for _, truth in measured]
+            show("gain over the mean image of the samples, dB", [a - b for a, b in zip(found, flat, strict=True)])
+    if "lesions" in parts:
+        kept: dict[str, list[float]] = {k: [] for k in ("pet", "other", "pet copied", "other copied")}
+        for x, item, (_, truth) in zip(plain, items, measured, strict=True):
+            left, right = places(item, task.space.spacing_mm[0])
+            spots = {"pet_fdg": (left, PET_SPOT), other: (right, OTHER_SPOT[other])}
+            changed, new_truth = task.measure(with_spots(item, task.config["dataset"]["modalities"], spots))
+            difference, wanted = joint(changed) - x, new_truth - truth
+            scale = {n: task.space[n].scale for n in task.space.names}
+            masks = {"pet_fdg": wanted[:, task.space.channels("pet_fdg")] > 0.9 * PET_SPOT,
+                     other: wanted[:, task.space.channels(other)] > 0.9 * OTHER_SPOT[other]}  # fmt: skip
+
+            def rise(image: Tensor, channel: str, place: str, masks: dict[str, Tensor] = masks) -> float:
+                return float(image[:, task.space.channels(channel)][masks[place]].mean())
+
+            size = {"pet_fdg": PET_SPOT / scale["pet_fdg"], other: OTHER_SPOT[other] / scale[other]}
+            kept["pet"].append(rise(difference, "pet_fdg", "pet_fdg") / PET_SPOT)
+            kept["other"].append(rise(difference, other, other) / OTHER_SPOT[other])
+            kept["pet copied"].append(rise(difference, other, "pet_fdg") / scale[other] / size["pet_fdg"])
+            kept["other copied"].append(rise(difference, "pet_fdg", other) / scale["pet_fdg"] / size[other])
+        show("PET-only spot: recovered in PET", kept["pet"])
+        show(f"PET-only spot: copied into {other}", kept["pet copied"])
+        show(f"{other}-only spot: recovered in {other}", kept["other"])
+        show(f"{other}-only spot: copied into PET", kept["other copied"])
+
+
+if __name__ == "__main__":
+    main()
