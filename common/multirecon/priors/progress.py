@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class TrainingState:
         interval_s: seconds between two states.
         decay: whether this is the final phase of a falling learning rate.
         write: False for all but the first process.
+        others: further modules whose buffers belong to the state (a loss that keeps points), by name.
     """
 
     def __init__(
@@ -90,10 +92,12 @@ class TrainingState:
         interval_s: float = 180.0,
         decay: bool = False,
         write: bool = True,
+        others: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.network, self.optimizer, self.average = network, optimizer, average
         self.interval_s, self.decay, self.write = interval_s, decay, write
+        self.others = dict(others or {})
         self.decay_start: int | None = None
         self.losses: list[float] = []
         self.seconds = self.cpu_seconds = 0.0
@@ -150,6 +154,8 @@ class TrainingState:
             self.network.load_state_dict(state["network"])
             self.average.averaged.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for name, module in self.others.items():
+                module.load_state_dict(state["others"][name])
             engine.state.iteration = state["step"]
             engine.state.epoch = state["step"] // engine.state.epoch_length
             self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
@@ -180,6 +186,7 @@ class TrainingState:
             "network": self.network.state_dict(),
             "average": self.average.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "others": {name: module.state_dict() for name, module in self.others.items()},
         }
         with atomic_path(self.path) as draft:
             torch.save(state, draft)

@@ -4,6 +4,7 @@ from .base import Capability, ImageSource, PosteriorSampler, Reconstructor
 from .dictionaries import AnalysisReconstruction, SynthesisReconstruction
 from .fbp import FilteredBackProjection
 from .penalised_least_squares import PenalisedLeastSquares
+from .plug_and_play import PlugAndPlayADMM
 from .posterior import DecomposedSampling, PosteriorSampling
 from .slicewise import SliceWise
 from .tikhonov import Tikhonov
@@ -18,6 +19,7 @@ __all__ = [
     "FilteredBackProjection",
     "ImageSource",
     "PenalisedLeastSquares",
+    "PlugAndPlayADMM",
     "PosteriorSampler",
     "PosteriorSampling",
     "Reconstructor",

@@ -24,7 +24,7 @@ from .base import Callback, Capability, ImageSource, Reconstructor
 from .penalised_least_squares import PenalisedLeastSquares
 from .tuning import Tuning
 
-__all__ = ["OSEM", "EmissionCapability", "PenalisedLikelihood"]
+__all__ = ["OSEM", "EmissionCapability", "EmissionReconstructor", "PenalisedLikelihood"]
 
 EMISSION = frozenset({"pet", "pet_3d"})
 """Kinds of operators whose blocks are reconstructed by expectation maximisation."""
@@ -91,8 +91,8 @@ def other_image(measurement: Measurement, name: str, smoothness: float) -> Tenso
     return stack[:, measurement.space.channels(name)]
 
 
-class _Emission(Reconstructor):
-    """What OSEM and penalised likelihood share: the other modalities first, then every PET block by itself.
+class EmissionReconstructor(Reconstructor):
+    """What methods for PET share: the other modalities first, then every PET block by itself.
 
     Args:
         tuning: settings by kind of block; ``smoothness`` is that of the other modalities, see
@@ -152,7 +152,7 @@ class _Emission(Reconstructor):
         return max(n for n in range(1, min(self.subsets, views) + 1) if views % n == 0)
 
 
-class OSEM(_Emission):
+class OSEM(EmissionReconstructor):
     r"""Ordered-subsets expectation maximisation, stopped early, followed by the bundle's network (a Gaussian filter).
 
     .. math:: x \leftarrow \frac{x}{A_i^T 1} A_i^T \frac{y_i}{A_i x + b_i}, \qquad \hat x = G_w x
@@ -198,7 +198,7 @@ class OSEM(_Emission):
         return smoothing.smooth(x, [settings["fwhm_mm"] / h for h in measurement.space.spacing_mm])
 
 
-class PenalisedLikelihood(_Emission):
+class PenalisedLikelihood(EmissionReconstructor):
     r"""Penalised likelihood by BSREM, warm-started by OSEM: relative difference prior, or a prior guided by anatomy.
 
     .. math:: \hat x = \arg\min_{x \ge 0} \; -\log p(y \mid A x + b) + \frac{\beta}{\bar x} R(x)

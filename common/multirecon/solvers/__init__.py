@@ -4,6 +4,7 @@ from .admm import ADMMResult, admm
 from .cg import CGResult, conjugate_gradient, least_squares
 from .decomposition import decompose_counts, decompose_images
 from .em import bsrem, map_em, mlem, one_step_late, osem, subset_order
+from .em_engine import EMEngine, TorchEM, anchored_em
 from .fista import fista
 from .pdhg import PDHGResult, pdhg
 from .proximal import data_proximal
@@ -17,8 +18,11 @@ __all__ = [
     "CGResult",
     "Callback",
     "DataTerm",
+    "EMEngine",
     "PDHGResult",
+    "TorchEM",
     "admm",
+    "anchored_em",
     "bounded_quasi_newton",
     "bsrem",
     "conjugate_gradient",

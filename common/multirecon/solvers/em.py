@@ -10,6 +10,7 @@ from multirecon.functionals import Functional
 from multirecon.likelihoods import BlockLikelihood, Likelihood
 from multirecon.operators import BlockDiagonal, LinearOperator
 
+from .em_engine import TorchEM, anchored_em, divide, start_image, strength
 from .terms import Callback, DataTerm
 
 __all__ = ["bsrem", "map_em", "mlem", "one_step_late", "osem", "subset_order"]
@@ -96,7 +97,7 @@ def osem(
         for index in subset_order(subsets):
             part, sensitivity = parts[index]
             back = part.adjoint(part.ratios(part.predict(x)))
-            x = torch.where(sensitivity > 0, x * _divide(back, sensitivity), x)
+            x = torch.where(sensitivity > 0, x * divide(back, sensitivity), x)
         if callback is not None:
             callback(iteration, x, {})
     return x
@@ -111,6 +112,7 @@ def map_em(
     rho: float | Tensor,
     x0: Tensor | None = None,
     iterations: int = 50,
+    tolerance: float = 0.0,
     callback: Callback | None = None,
 ) -> Tensor:
     r"""Minimise ``-log p(y | A x) + sum_j rho_j / 2 (x_j - v_j)^2`` over ``x >= 0`` by De Pierro's closed form.
@@ -126,8 +128,9 @@ def map_em(
         anchor: ``v``, ``(B, *domain_shape)``, of any sign.
         rho: non-negative strength, a number, one a sample ``(B,)``, or broadcastable to the image (``rho D_jj``).
         x0: positive start; by default the positive part of the anchor, where that is positive, else the uniform image.
-        iterations: number of iterations.
-        callback: called after each iteration with an empty ``info``.
+        iterations: bound on the number of iterations.
+        tolerance: residual of the optimality conditions at which to stop (:func:`.em_engine.anchored_em`), 0 for never.
+        callback: called after each iteration with ``{"kkt": (B,)}``, the residual before it.
 
     Returns:
         The image ``(B, *domain_shape)``.
@@ -138,29 +141,12 @@ def map_em(
     References:
         depierro1995
     """
-    data = DataTerm(operator, likelihood, y)
-    data.start(anchor)
-    sensitivity = data.sensitivity()
-    strength = torch.as_tensor(rho, dtype=anchor.dtype, device=anchor.device)
-    strength = strength.reshape(-1, *[1] * (anchor.ndim - 1)) if strength.ndim == 1 else strength
-    if bool((strength < 0).any()):
-        raise ValueError(f"rho: expected >= 0, got {rho}")
-    # a voxel that starts at zero would never leave it
-    x = torch.where(anchor > 0, anchor, data.uniform(sensitivity)) if x0 is None else data.start(x0)
-    for iteration in range(1, iterations + 1):
-        e = x * data.adjoint(data.ratios(data.predict(x)))
-        x = _positive_root(strength, sensitivity - strength * anchor, e)
-        if callback is not None:
-            callback(iteration, x, {})
+    engine = TorchEM(operator, likelihood, y)
+    engine.data.start(anchor)
+    value = strength(rho, anchor)
+    x, _, _ = anchored_em(engine, anchor=anchor, rho=value, x0=start_image(engine, x0, anchor),
+                          iterations=iterations, tolerance=tolerance, callback=callback)  # fmt: skip
     return x
-
-
-def _positive_root(rho: Tensor, b: Tensor, e: Tensor) -> Tensor:
-    """Return the non-negative root of ``rho x^2 + b x - e = 0``, free of cancellation for either sign of ``b``."""
-    root = torch.sqrt(b**2 + 4 * rho * e)
-    large = _divide(2 * e, b + root)  # for b >= 0; tends to e / b, the MLEM update, as rho -> 0
-    small = _divide(root - b, 2 * rho.expand_as(b))
-    return torch.where(b >= 0, large, small)
 
 
 def bsrem(
@@ -212,7 +198,7 @@ def bsrem(
             slope = subsets * parts[index].adjoint(parts[index].slopes(parts[index].predict(x))) + penalty.grad(x)
             level = x + eps * x.flatten(1).amax(1).reshape(-1, *[1] * (x.ndim - 1))
             below = sensitivity if curvature is None else sensitivity + level * curvature(x)
-            x = (x - step * _divide(level, below) * slope).clamp_min(0)
+            x = (x - step * divide(level, below) * slope).clamp_min(0)
         if callback is not None:
             callback(iteration, x, {"step": step})
     return x
@@ -257,7 +243,7 @@ def one_step_late(
             part, sensitivity = parts[index]
             below = torch.maximum(sensitivity + penalty.grad(x) / subsets, sensitivity / 10)
             back = part.adjoint(part.ratios(part.predict(x)))
-            x = torch.where(sensitivity > 0, x * _divide(back, below), x)
+            x = torch.where(sensitivity > 0, x * divide(back, below), x)
         if callback is not None:
             callback(iteration, x, {})
     return x
@@ -283,8 +269,3 @@ def _coprime(a: int, b: int) -> bool:
 
 def _total(parts: list[tuple[DataTerm, Tensor]]) -> Tensor:
     return torch.stack([sensitivity for _, sensitivity in parts]).sum(0)
-
-
-def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a / b``, zero where ``b`` is not positive."""
-    return torch.where(b > 0, a / torch.where(b > 0, b, torch.ones_like(b)), torch.zeros_like(a))

@@ -1,0 +1,224 @@
+r"""Firm nonexpansiveness of a denoiser ``D``: the Jacobian of ``Q = 2 D - Id``, its norm, penalty and worst pairs.
+
+``D`` is firmly nonexpansive (the resolvent of a monotone operator) exactly when ``Q`` is 1-Lipschitz, and then
+plug-and-play ADMM converges for every convex data term. Power iteration on ``J^T J`` gives ``|J_Q|`` at a point, from
+below; a pair of images gives the ratio ``|Q(a) - Q(b)| / |a - b|``, a lower bound of the Lipschitz constant, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp, vjp
+
+__all__ = ["NonexpansiveLoss", "ascend_ratio", "jacobian_norms", "lipschitz_ratios", "reflection"]
+
+Map = Callable[[Tensor], Tensor]
+
+
+def reflection(denoiser: Map) -> Map:
+    """Return ``Q = 2 D - Id``."""
+
+    def Q(x: Tensor) -> Tensor:
+        return 2 * denoiser(x) - x
+
+    return Q
+
+
+@torch.no_grad()
+def jacobian_norms(
+    function: Map,
+    points: Tensor,
+    *,
+    iterations: int = 100,
+    vectors: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    tolerance: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the spectral norms of the Jacobian ``(B,)`` and the right singular vectors, by power iteration.
+
+    Args:
+        function: differentiable map of batches ``(B, ...)`` that treats samples one by one and keeps their shape.
+        points: ``(B, ...)``.
+        iterations: steps; the norms grow towards their limit from below.
+        vectors: warm start ``(B, ...)``; random by default.
+        generator: of the random start, seeded with 0 by default.
+        tolerance: stop when no norm changed by more than this relative amount.
+
+    Returns:
+        Norms ``(B,)`` and unit vectors like ``points``.
+    """
+    if vectors is None:
+        generator = generator or torch.Generator().manual_seed(0)
+        vectors = torch.randn(points.shape, generator=generator, dtype=points.dtype).to(points.device)
+    v = _unit(vectors)
+    norms = torch.zeros(len(points), dtype=points.dtype, device=points.device)
+    pull = vjp(function, points)[1]
+    for _ in range(iterations):
+        previous = norms
+        image = jvp(function, (points,), (v,))[1]
+        norms = _norm(image)
+        v = _unit(pull(image)[0])
+        if tolerance and bool(((norms - previous).abs() <= tolerance * norms).all()):
+            break
+    return norms, v
+
+
+def lipschitz_ratios(function: Map, a: Tensor, b: Tensor) -> Tensor:
+    """Return ``|f(a) - f(b)| / |a - b|`` of pairs ``(B, ...)``: ``(B,)``, zero for equal images."""
+    below = _norm(a - b)
+    positive = below > 0
+    ratio = _norm(function(a) - function(b)) / torch.where(positive, below, torch.ones_like(below))
+    return torch.where(positive, ratio, torch.zeros_like(ratio))
+
+
+def ascend_ratio(
+    function: Map, a: Tensor, b: Tensor, *, steps: int = 50, rate: float = 0.02, radius: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Look for the worst pair: gradient ascent on ``|f(a) - f(b)| / |a - b|`` over both images, from given pairs.
+
+    Each step moves ``a`` and ``b`` along the normalised gradient by ``rate |a - b|``; a step that lowers a ratio is
+    taken back and halved, so that the ratio of every pair only rises.
+
+    Args:
+        function: as in :func:`jacobian_norms`.
+        a: first images ``(B, ...)``; float64 keeps differences of close images accurate.
+        b: second images.
+        steps: number of steps.
+        rate: first step length relative to the distance of the pair.
+        radius: largest distance of each image from its start, or None for no bound.
+
+    Returns:
+        The best ratios ``(B,)`` and the pairs that attain them.
+    """
+    start, pair = torch.stack([a, b]), torch.stack([a, b]).detach()
+    length = torch.full((a.shape[0],), rate, dtype=a.dtype, device=a.device)
+    best = torch.full_like(length, -torch.inf)
+    kept, slope = pair, torch.zeros_like(pair)
+    for _ in range(steps + 1):
+        trial = pair.detach().requires_grad_()
+        with torch.enable_grad():
+            ratio = lipschitz_ratios(function, trial[0], trial[1])
+            (gradient,) = torch.autograd.grad(ratio.sum(), trial)
+        ratio = ratio.detach()
+        better = ratio > best
+        best = torch.where(better, ratio, best)
+        kept = torch.where(_wide(better, pair), pair, kept)
+        slope = torch.where(_wide(better, pair), gradient, slope)
+        length = torch.where(better, 1.2 * length, 0.5 * length)
+        size = torch.linalg.vector_norm(slope.movedim(1, 0).flatten(1), dim=1)
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        pair = kept + _wide(length * _norm(kept[0] - kept[1]) / size, pair) * slope
+        if radius is not None:
+            move = pair - start
+            far = torch.linalg.vector_norm(move.flatten(2), dim=2) / radius
+            pair = start + move / far.clamp_min(1).reshape(*far.shape, *[1] * (pair.ndim - 2))
+    return best, kept[0], kept[1]
+
+
+class NonexpansiveLoss(nn.Module):
+    r"""Half the mean squared error plus ``w`` times the mean over points ``p`` of ``max(|J_Q(p)|^2, 1 - margin)``.
+
+    Points are drawn from the segments between the clean image and what the denoiser makes of the noisy one, as
+    published, and, every other one, between the clean and the noisy image, where the iterates of plug-and-play lie.
+    A point stays for as many steps as there are points, and its successor starts from its vector and a little noise: so
+    warm-started, few power iterations a step suffice. They run without a graph; the gradient is that of
+    ``|J_Q(p) v|^2`` at the vector ``v`` found, which is the gradient of the squared norm where the leading singular
+    value is simple. The published implementation keeps the largest norm of the batch instead of the mean.
+
+    Args:
+        network: the denoiser that is trained, ``network(image)``.
+        weight: ``w``; 0 for plain denoising, and then no Jacobian is computed.
+        margin: slack below 1 of the squared norm that is not penalised.
+        points: points a step.
+        patch: side of the patches in pixels.
+        iterations: power iterations a step.
+        autocast: mixed precision of the Jacobian, ``"bfloat16"`` or None.
+        seed: seed of the points.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    References:
+        pesquet2021
+    """
+
+    points: Tensor
+    vectors: Tensor
+    drawn: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        weight: float = 1e-3,
+        margin: float = 0.05,
+        points: int = 4,
+        patch: int = 48,
+        iterations: int = 3,
+        autocast: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if weight < 0 or not 0 <= margin < 1 or points < 1 or iterations < 1:
+            raise ValueError("weight, margin, points, iterations: expected >= 0, 0 <= margin < 1, >= 1 and >= 1, "
+                             f"got {weight}, {margin}, {points}, {iterations}")  # fmt: skip
+        self._network = [network]  # in a list: its weights are not the loss's
+        self.weight, self.margin, self.iterations, self.seed = weight, margin, iterations, seed
+        self.autocast = None if autocast is None else getattr(torch, autocast)
+        self.register_buffer("points", torch.zeros(points, 1, patch, patch))
+        self.register_buffer("vectors", torch.zeros(points, 1, patch, patch))
+        self.register_buffer("drawn", torch.zeros((), dtype=torch.long))
+        self.norm = float("nan")
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            prediction: denoised patches ``(B, 1, H, W)``.
+            target: clean and noisy patches ``(B, 2, H, W)``.
+        """
+        clean, noisy = target[:, :1], target[:, 1:]
+        loss = 0.5 * (prediction - clean).square().mean()
+        if self.weight == 0:
+            return loss
+        self._draw(prediction.detach(), clean, noisy)
+        Q = reflection(self._network[0])
+        with torch.autocast(clean.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            _, self.vectors = jacobian_norms(Q, self.points, iterations=self.iterations, vectors=self.vectors)
+            image = jvp(Q, (self.points,), (self.vectors,))[1]
+        squared = image.float().square().flatten(1).sum(1)
+        self.norm = float(squared.detach().max().sqrt())
+        return loss + self.weight * squared.clamp_min(1 - self.margin).mean()
+
+    def _draw(self, denoised: Tensor, clean: Tensor, noisy: Tensor) -> None:
+        """Replace the oldest point (all of them at first) by a new one with a random vector."""
+        count = len(self.points)
+        number = int(self.drawn)
+        generator = torch.Generator().manual_seed((self.seed << 32) + number)
+        places = [number % count] if number >= count else range(count)
+        for k, place in enumerate(places):
+            sample = (number + k) % len(clean)
+            other = denoised if (number + k) % 2 else noisy
+            share = float(torch.rand((), generator=generator))
+            self.points[place] = share * other[sample] + (1 - share) * clean[sample]
+            fresh = torch.randn(self.vectors.shape[1:], generator=generator).to(self.vectors)
+            # what stretches one image stretches another: a convolution's worst directions move along slowly
+            self.vectors[place] = self.vectors[place] + 0.3 * fresh / torch.linalg.vector_norm(fresh)
+        self.drawn += 1 if number >= count else count
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    norm = _norm(x)
+    return x / _wide(torch.where(norm > 0, norm, torch.ones_like(norm)), x[None])
+
+
+def _wide(values: Tensor, pair: Tensor) -> Tensor:
+    """Return values ``(B,)`` with the axes of a sample of ``pair`` ``(2, B, ...)`` appended."""
+    return values.reshape(-1, *[1] * (pair.ndim - 2))

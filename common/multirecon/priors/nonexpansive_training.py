@@ -1,0 +1,99 @@
+"""Training of firmly nonexpansive denoisers: what follows the steps, and the metrics of validation."""
+
+from __future__ import annotations
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from torch import Tensor, nn
+
+from .nonexpansive import jacobian_norms, reflection
+
+__all__ = ["DenoisedPSNR", "FollowedStep", "ReflectionNorm", "RenewNorms"]
+
+
+class FollowedStep:
+    """Knows the step of the engine it is attached to; without one every batch counts as step 0 (validation)."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the engine's iteration."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._follow)
+
+    def _follow(self, engine: Engine) -> None:
+        self.step = engine.state.iteration
+
+
+class DenoisedPSNR(Metric):
+    """Mean PSNR in dB of denoised images against the clean ones, activity over its mean, range 2."""
+
+    def __init__(self) -> None:
+        super().__init__(output_transform=lambda output: (output["pred"], output["label"]))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._values: list[float] = []
+
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        """Add a batch ``(pred (B, 1, H, W), label (B, 2, H, W))``."""
+        pred, label = (torch.as_tensor(t).detach().float() for t in output)
+        error = (pred - label[:, :1]).square().flatten(1).mean(1)
+        self._values += (10 * torch.log10(4 / error.clamp_min(1e-12))).tolist()
+
+    def compute(self) -> float:
+        """Return the mean.
+
+        Raises:
+            ValueError: if no batch was added.
+        """
+        if not self._values:
+            raise ValueError("psnr: expected at least one batch, got none")
+        return sum(self._values) / len(self._values)
+
+
+class ReflectionNorm(Metric):
+    """Largest ``|J_Q|`` of the denoiser over the noisy images of the batches, by power iteration.
+
+    Args:
+        network: the network whose norm is taken.
+        iterations: power iterations.
+    """
+
+    def __init__(self, network: nn.Module, *, iterations: int = 10) -> None:
+        self._network, self._iterations = network, iterations
+        super().__init__(output_transform=lambda output: output["label"])
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._largest = float("-inf")
+
+    def update(self, output: Tensor) -> None:
+        """Add a batch: clean and noisy images ``(B, 2, H, W)``."""
+        points = torch.as_tensor(output).detach().float()[:, 1:]
+        norms, _ = jacobian_norms(reflection(self._network), points, iterations=self._iterations)
+        self._largest = max(self._largest, float(norms.max()))
+
+    def compute(self) -> float:
+        """Return the largest norm."""
+        return self._largest
+
+
+class RenewNorms:
+    """Calls ``network.renew()`` after every step where there is one: layers that divide by norms follow their weights.
+
+    Args:
+        network: the network that is trained.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, before the weights are averaged."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._renew)
+
+    def _renew(self, engine: Engine) -> None:
+        if callable(getattr(self.network, "renew", None)):
+            self.network.renew()  # type: ignore[operator]
