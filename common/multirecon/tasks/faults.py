@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from jsonschema.exceptions import ValidationError
 
@@ -36,13 +36,19 @@ def explain_fault(fault: ValidationError, *, whole: str) -> str:
         whole: name of the whole document, for faults that belong to no key of it.
     """
     key = ".".join(map(str, fault.absolute_path)) or whole
-    rule, value = str(fault.validator), fault.validator_value
+    rule, value, schema, instance = (
+        str(fault.validator),
+        fault.validator_value,
+        cast(Any, fault.schema),
+        cast(Any, fault.instance),
+    )
     if rule == "additionalProperties" and value is False:
-        expected = f"some of the keys {sorted(fault.schema.get('properties', {}))}"
-        got: Any = sorted(set(fault.instance) - set(fault.schema.get("properties", {})))
+        known = sorted(schema.get("properties", {}))
+        expected = f"some of the keys {known}"
+        got: Any = sorted(set(instance) - set(known))
     elif rule in _RULES:
         expected = _RULES[rule](value)
-        got = sorted(fault.instance) if rule in ("required", "minProperties") else fault.instance
+        got = sorted(instance) if rule in ("required", "minProperties") else instance
     else:
         return f"{key}: {' '.join(fault.message.split())}"
     text = json.dumps(got, default=str)
