@@ -240,7 +240,7 @@ class SeparateVAE(nn.Module):
             one: Tensor | None = None
             if available is not None:
                 one = available[k : k + 1]
-            mean, log_variance = part.encode(image[:, k : k + 1], one)
+            mean, log_variance = part.encode(image[:, k : k + 1], one)  # type: ignore[operator]
             means.append(mean)
             log_variances.append(log_variance)
         return torch.cat(means, 1), torch.cat(log_variances, 1)
@@ -249,7 +249,7 @@ class SeparateVAE(nn.Module):
         """Return the patches ``(B, K, P, P)`` of latents ``(B, K latent)``, in the network's range."""
         patches: list[Tensor] = []
         for k, part in enumerate(self.parts):
-            patches.append(part.decode(z[:, k * self.single : (k + 1) * self.single]))
+            patches.append(part.decode(z[:, k * self.single : (k + 1) * self.single]))  # type: ignore[operator]
         return torch.cat(patches, 1)
 
     def forward(self, image: Tensor, timestep: Tensor | None = None) -> Tensor:

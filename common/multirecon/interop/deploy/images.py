@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ def file_items(path: str | os.PathLike[str], *, images: bool) -> list[dict[str, 
 
 def load_item(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return the item with its files loaded, as ``monai.bundle run`` loads them: a stack in the file's orientation."""
-    return {str(key): value for key, value in LoadInputd(keys="image")(dict(item)).items()}
+    given = cast("dict[Hashable, Any]", dict(item))
+    return {str(key): value for key, value in LoadInputd(keys="image")(given).items()}
 
 
 def dicom_items(path: str | os.PathLike[str]) -> list[DicomSeries]:

@@ -28,7 +28,8 @@ class DictionaryLearner(Optimizer):
 
     def __init__(self, network: nn.Module) -> None:
         # "lr" is what training curves print: a full step
-        super().__init__([network.filters], {"lr": 1.0})
+        filters = network.get_parameter("filters")
+        super().__init__([filters], {"lr": 1.0})
 
     @property
     def filters(self) -> nn.Parameter:
