@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from monai.bundle import workflows
+from monai.bundle import ConfigParser, workflows
 
 from .folder import Bundle
 
@@ -78,13 +78,12 @@ def large_file_faults(bundle: Bundle) -> list[str]:
     path = bundle.root / "large_files.yml"
     if not path.exists():
         return []
-    import yaml  # not a package that a bundle needs to run
-
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["large_files"]
+        entries = ConfigParser.load_config_file(str(path))["large_files"]
         return [f"large_files.yml: {fault}" for entry in entries for fault in _large_file(entry)]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        return [f"large_files.yml: expected a list 'large_files' of path, url, hash_type and hash_val, got {error!r}"]
+    except Exception as error:  # whatever the parser of YAML raises
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        return [f"large_files.yml: expected a list 'large_files' of path, url, hash_type and hash_val, got {line}"]
 
 
 def _large_file(entry: Mapping[str, Any]) -> list[str]:
