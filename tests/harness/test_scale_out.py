@@ -61,7 +61,7 @@ def test_a_process_without_a_batch_is_refused():
 
 
 def metrics(folder):
-    rows = [line.split("\t") for line in (folder / "metrics.csv").read_text().splitlines()]
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
     return {name: float(value) for name, value in rows}
 
 
