@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import pi
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ __all__ = ["mixed_grid_measurement"]
 _MR = ("t1", "t2", "flair", "t2star")  # in arbitrary units
 _PERCENTILE = 99.5
 _MOST_VOXELS = 2**26
-_SHARE = 0.02  # of the image, that a noise level is estimated from
 
 
 def mixed_grid_measurement(
@@ -138,19 +136,11 @@ def _steps(affine: NDArray[np.float64]) -> list[float]:
 
 
 def _noise(values: Tensor) -> float:
-    """Return the noise level from mixed second differences, which smooth images do not have.
-
-    It is the smaller of two upper estimates: where there is signal texture adds to it; in air the noise of a magnitude
-    image has ``sqrt(2 - pi / 2)`` times its standard deviation, and ghosts add to it (voxels set to zero do not count).
-    """
+    """Return an upper estimate of the noise: the median of mixed second differences where there is signal."""
     values = values.movedim(int(np.argmin(values.shape)), -1)  # the two longest axes are those within a slice
-    mixed = (values[1:, 1:] - values[1:, :-1] - values[:-1, 1:] + values[:-1, :-1]).abs()
-    here, top = values[1:, 1:], float(values.max())
-    levels = []
-    for where, factor in ((here > 0.1 * top, 1.0), ((here > 0) & (here < 0.03 * top), (2 - pi / 2) ** 0.5)):
-        if float(where.float().mean()) > _SHARE:
-            levels.append(float(mixed[where].median()) / (2 * 0.6744897501960817 * factor))
-    level = min((v for v in levels if v > 0), default=0.0)
+    mixed = values[1:, 1:] - values[1:, :-1] - values[:-1, 1:] + values[:-1, :-1]
+    inside = values[1:, 1:] > 0.1 * float(values.max())
+    level = float(mixed[inside].abs().median()) / (2 * 0.6744897501960817) if bool(inside.any()) else 0.0
     if not level > 0:
         raise refusal("path", "an image with noise", "none that can be estimated")
     return level
