@@ -30,6 +30,7 @@ from .tuning import Tuning
 __all__ = ["AnalysisReconstruction", "SynthesisReconstruction"]
 
 _LOG = logging.getLogger(__name__)
+_FILTERS_AT_ONCE = 7
 _CLEAN_STD = 0.01  # of a clean image, in units of the modality's scale: how much it counts beside measured ones
 
 
@@ -242,7 +243,7 @@ class AnalysisReconstruction(_DictionaryReconstruction):
         chun2020, perelli2022
     """
 
-    _defaults: ClassVar = {"weight": 0.3, "cost": 1.0}
+    _defaults: ClassVar = {"weight": 1.0, "cost": 3.0}
 
     def __init__(self, *, joint: bool = True, **options: Any) -> None:
         super().__init__(**options)
@@ -259,12 +260,16 @@ class _TightFrame(_Prior):
         self.v = self.constant = torch.empty(0)
 
     def update(self, x: Tensor) -> None:
-        z = keep_jointly(analyse(x, self.bank), self.rho, self.cost, self.joint)
-        self.v = synthesise(z, self.bank)
-        kept = (z != 0).any(1, keepdim=True) if self.joint else z != 0
-        price = (kept.flatten(2).sum(2).double() * self.cost.double()).sum()
-        square = z.square().flatten(2).sum(2) - self.v.square().flatten(2).sum(2)
-        self.constant = price + 0.5 * (self.rho.double() * square.double()).sum()
+        # filter by filter: no map of codes outlives its turn, what stays is one image and three numbers a channel
+        self.v, square, price = torch.zeros_like(x), torch.zeros_like(self.rho).double(), 0.0
+        for part in self.bank.split(_FILTERS_AT_ONCE, dim=1):
+            z = keep_jointly(analyse(x, part), self.rho, self.cost, self.joint)
+            self.v += synthesise(z, part)
+            square += z.square().flatten(2).sum((0, 2)).double()
+            kept = (z != 0).any(1, keepdim=True) if self.joint else z != 0
+            price += float(kept.flatten(2).sum((0, 2)).double() @ self.cost.double())
+        square -= self.v.square().flatten(2).sum((0, 2)).double()
+        self.constant = 0.5 * (self.rho.double() * square).sum() + price
 
     def anchor(self, x: Tensor) -> Tensor:
         return self.v
@@ -301,7 +306,7 @@ class SynthesisReconstruction(_DictionaryReconstruction):
         wohlberg2016
     """
 
-    _defaults: ClassVar = {"weight": 0.3, "sparsity": 0.3}
+    _defaults: ClassVar = {"weight": 2.0, "sparsity": 2.0}
 
     def __init__(
         self, *, share: float = 1 / 3, code_iterations: int = 5, smoothing: float = 5.0, **options: Any

@@ -297,3 +297,34 @@ def test_channels_are_prepared_in_their_own_units():
 def test_mistakes_are_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def _learn_a_share(rank, folder, kind, iterations):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    network, learner = _learner(kind)
+    for _ in range(iterations):
+        objective = learner.update(edges(4)[rank::2])
+    torch.save((network.filters.detach(), objective), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _learner(kind):
+    if kind == "analysis":
+        network = AnalysisOperator(2, 25, 5).double()
+        return network, AnalysisLearner(network, precision=40.0)
+    network = SynthesisDictionary(6, 4).double()
+    return network, SynthesisLearner(network, sparsity=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["analysis", "synthesis"])
+def test_two_processes_learn_what_one_does(kind, tmp_path):
+    torch.multiprocessing.spawn(_learn_a_share, (str(tmp_path), kind, 5), nprocs=2)
+    network, learner = _learner(kind)
+    for _ in range(5):
+        objective = learner.update(edges(4))
+    for rank in range(2):
+        filters, value = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(filters, network.filters.detach(), rtol=0, atol=1e-7)
+        torch.testing.assert_close(value, objective, rtol=1e-8, atol=0)

@@ -20,7 +20,8 @@ __all__ = ["AnalysisLearner", "DictionaryLearner", "SynthesisLearner"]
 class DictionaryLearner(Optimizer):
     """An optimiser that alternates between codes of *all* training images and filters; no gradient is asked for.
 
-    Its state, the codes included where they carry over, lies in ``state_dict()``, so that a run can be resumed.
+    Its state, the codes included where they carry over, lies in ``state_dict()``, so that a run can be resumed. Of
+    several processes (``torch.distributed``) each brings its own images, and all get the same filters.
 
     Args:
         network: owner of the parameter ``filters``.
@@ -106,7 +107,7 @@ class AnalysisLearner(DictionaryLearner):
             shrunk = [shrink_mixed_norm(r, w) for r, w in zip(parts, weights, strict=True)]
             z = torch.cat(shrunk, dim=1)
             price = torch.stack([s.square().sum(1).sqrt().sum(dtype=torch.float64) for s in shrunk]).sum()
-        return z, group_energy(responses - z, g).sum(dtype=torch.float64) + price
+        return z, _over_processes(group_energy(responses - z, g).sum(dtype=torch.float64) + price)
 
     @torch.no_grad()
     def update(self, images: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class AnalysisLearner(DictionaryLearner):
         bank, state = self.filters, self.state[self.filters]
         size = tuple(bank.shape[2:])
         # the codes' correlation with the images' patches: the data part of the normal equations of the filters
-        pull = torch.stack([_correlate(images[:, c], z[:, c], size) for c in range(images.shape[1])])
+        pull = _over_processes(torch.stack([_correlate(images[:, c], z[:, c], size) for c in range(images.shape[1])]))
         before = state.get("previous", bank.detach().clone())
         t_old = float(state.get("t", torch.ones(())))
         t = (1 + math.sqrt(1 + 4 * t_old**2)) / 2
@@ -142,7 +143,7 @@ class AnalysisLearner(DictionaryLearner):
             for c in range(images.shape[1]):
                 patches = _patches(images[:, c], size)
                 grams.append(torch.einsum("bqn,brn->qr", patches, patches))
-            self._hessian = key, torch.stack(grams)
+            self._hessian = key, _over_processes(torch.stack(grams))
         return self._hessian[1]
 
 
@@ -188,10 +189,13 @@ class SynthesisLearner(DictionaryLearner):
             place = CodingState(state["codes"], state["dual"], state["rho"], int(state["count"]))
         place = sparse_code(signal, bank.detach(), single=single, group=group, state=place, iterations=1)
         residual = synthesise(place.codes, bank.detach()) - signal
-        objective = coding_objective(residual, place.codes, single=single, group=group).sum(dtype=torch.float64)
+        objective = _over_processes(
+            coding_objective(residual, place.codes, single=single, group=group).sum(dtype=torch.float64)
+        )
         state.update(codes=place.codes, dual=place.dual, rho=place.rho, count=torch.tensor(float(place.count)))
         misfit = _Misfit(place.codes, signal, tuple(bank.shape[1:]))
-        new = self._step(misfit, state, 0.5 * float(residual.square().sum(dtype=torch.float64)))
+        value = _over_processes(0.5 * residual.square().sum(dtype=torch.float64))
+        new = self._step(misfit, state, float(value))
         state["previous"] = bank.detach().clone()
         bank.copy_(new)
         return objective
@@ -242,16 +246,24 @@ class _Misfit:
         return self._square(self._residual(bank))
 
     def _square(self, residual: Tensor) -> float:
-        return 0.5 * float((self.weight * residual.abs().square()).sum(dtype=torch.float64))
+        return 0.5 * float(_over_processes((self.weight * residual.abs().square()).sum(dtype=torch.float64)))
 
     def __call__(self, bank: Tensor) -> tuple[float, Tensor]:
         """Return the misfit and its gradient ``(1, K, h, w)``."""
         residual = self._residual(bank)
         spectrum = torch.einsum("bkhw,bhw->khw", self.codes.conj(), residual)
-        image = torch.fft.irfft2(spectrum, s=self.size)
+        image = _over_processes(torch.fft.irfft2(spectrum, s=self.size))
         above, left = (self.height - 1) // 2, (self.width - 1) // 2
         slope = torch.roll(image, (above, left), dims=(1, 2))[:, : self.height, : self.width]
         return self._square(residual), slope[None]
+
+
+def _over_processes(value: Tensor) -> Tensor:
+    """Return the sum over all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+    return value
 
 
 def _unit_ball(bank: Tensor) -> Tensor:
