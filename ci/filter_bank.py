@@ -13,9 +13,8 @@ ENLARGED = 5  # pixels of the picture a pixel of a filter
 
 
 def mosaic(bank: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return filters ``(K, h, w)`` side by side, the strongest first, each scaled by its largest magnitude."""
-    strongest = bank[bank.flatten(1).norm(dim=1).argsort(descending=True, stable=True)]
-    scaled = 0.5 + 0.5 * strongest / strongest.abs().amax((1, 2), keepdim=True).clamp_min(1e-12)
+    """Return filters ``(K, h, w)`` side by side, each scaled by its largest magnitude."""
+    scaled = 0.5 + 0.5 * bank / bank.abs().amax((1, 2), keepdim=True).clamp_min(1e-12)
     tiles = torch.nn.functional.pad(scaled, [1, 1, 1, 1], value=1.0)
     missing = -len(tiles) % columns
     tiles = torch.cat([tiles, torch.ones(missing, *tiles.shape[1:])])
@@ -30,6 +29,8 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     banks = read_weights(chosen.bundle / "models" / "model.pt")["filters"].float()
+    # the same order in all banks: filters of one number share their codes' places
+    banks = banks[:, banks.flatten(2).norm(dim=2).mean(0).argsort(descending=True, stable=True)]
     columns = chosen.columns or (16 if len(banks) == 1 else 7)
     gap = torch.ones(1, 6)
     rows = [mosaic(bank, columns) for bank in banks]

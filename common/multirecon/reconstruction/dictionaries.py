@@ -243,7 +243,7 @@ class AnalysisReconstruction(_DictionaryReconstruction):
         chun2020, perelli2022
     """
 
-    _defaults: ClassVar = {"weight": 1.0, "cost": 3.0}
+    _defaults: ClassVar = {"weight": 0.3, "cost": 0.3}
 
     def __init__(self, *, joint: bool = True, **options: Any) -> None:
         super().__init__(**options)
@@ -306,7 +306,7 @@ class SynthesisReconstruction(_DictionaryReconstruction):
         wohlberg2016
     """
 
-    _defaults: ClassVar = {"weight": 2.0, "sparsity": 2.0}
+    _defaults: ClassVar = {"weight": 3.0, "sparsity": 3.0}
 
     def __init__(
         self, *, share: float = 1 / 3, code_iterations: int = 5, smoothing: float = 5.0, **options: Any
