@@ -39,7 +39,7 @@ class CodingState:
     Attributes:
         codes: sparse codes ``(B, C, K, H, W)``.
         dual: scaled dual variable, likewise.
-        rho: coupling, ``(B,)``.
+        rho: coupling, ``(B, 1)``, or ``(B, C)`` where no norm couples the channels.
         count: iterations spent.
     """
 
@@ -49,11 +49,11 @@ class CodingState:
     count: int = 0
 
     @classmethod
-    def zeros(cls, signal: Tensor, filters: int, rho: float) -> CodingState:
-        """Return the empty codes of signals ``(B, C, H, W)`` with as many maps as there are filters."""
+    def zeros(cls, signal: Tensor, filters: int, rho: Tensor) -> CodingState:
+        """Return the empty codes of signals ``(B, C, H, W)``: one map a filter, ``rho`` ``(1,)`` or ``(C,)``."""
         batch, channels, height, width = signal.shape
         codes = signal.new_zeros(batch, channels, filters, height, width)
-        return cls(codes, codes.clone(), signal.new_full((batch,), rho))
+        return cls(codes, codes.clone(), rho.to(signal).expand(batch, -1))
 
 
 def sparse_code(
@@ -88,7 +88,9 @@ def sparse_code(
         wohlberg2016
     """
     if state is None:
-        state = CodingState.zeros(signal, bank.shape[1], 50 * float((single + group).mean()) + 0.5)
+        # without a norm over them the channels are problems of their own, and so is their coupling
+        level = single if not bool((group > 0).any()) else (single + group).mean()[None]
+        state = CodingState.zeros(signal, bank.shape[1], 50 * level + 0.5)
     height, width = signal.shape[-2:]
     d = transfer(bank, height, width)
     w = torch.ones_like(single) if weight is None else weight
@@ -97,7 +99,7 @@ def sparse_code(
     pull = w * d.conj() * torch.fft.rfft2(signal)[:, :, None]
     z, u, rho = state.codes, state.dual, state.rho
     for step in range(state.count + 1, state.count + iterations + 1):
-        r = rho.reshape(-1, 1, 1, 1, 1)
+        r = rho[..., None, None, None]
         right = pull + r * torch.fft.rfft2(z - u)
         along = (d * right).sum(2, keepdim=True)
         x = torch.fft.irfft2((right - w * d.conj() * along / (r + power)) / r, s=(height, width))
@@ -111,13 +113,14 @@ def sparse_code(
 
 def _balance(rho: Tensor, u: Tensor, x: Tensor, z: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
     def size(t: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(t.flatten(1), dim=1).clamp_min(1e-30)
+        parts = torch.linalg.vector_norm(t.flatten(2), dim=2)
+        return (parts if rho.shape == parts.shape else parts.norm(dim=1, keepdim=True)).clamp_min(1e-30)
 
     primal, dual = size(x - z) / torch.maximum(size(x), size(z)), size(z - previous) / size(u)
     ratio = primal / dual
     factor = torch.where(ratio > _BALANCE_RATIO, _BALANCE_FACTOR, 1.0)
     factor = torch.where(ratio < 1 / _BALANCE_RATIO, 1 / _BALANCE_FACTOR, factor).to(rho)
-    return rho * factor, u / factor.reshape(-1, 1, 1, 1, 1)
+    return rho * factor, u / factor[..., None, None, None]
 
 
 def coding_objective(
