@@ -198,7 +198,7 @@ def test_synthesis_from_t1(server, stock, synthesiser, target, tmp_path):
     print(f"{bundle.name}: {'own' if bundle.root == synthesiser.root else 'no weights yet, drawn'} weights")
     assert refusal(bundle) is None
     name = study(server, ["t1"], tmp_path / "data")
-    params = short(bundle, available="t1", simulate="", target=target)
+    params = short(bundle, available="t1", simulate="", target=target, steps=6)
     answer = server.infer(bundle.name, name, tmp_path / "answer.nii.gz", **params)
     images = run_stock(stock, bundle, tmp_path / "data", tmp_path / "out", **as_overrides(params))
     assert_equal(answer, images[f"{name}_{target}.nii.gz"])
