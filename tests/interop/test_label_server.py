@@ -43,7 +43,7 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.loads(answer.read())
 
-    def infer(self, model, image, target, **params):
+    def infer(self, model, image, file, /, **params):
         """Return the image that the server answers with, through the endpoint that 3D Slicer uses."""
         boundary = uuid.uuid4().hex
         form = f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\n\r\n{json.dumps(params)}\r\n'
@@ -53,8 +53,8 @@ class Server:
             headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
         )
         with urllib.request.urlopen(request, timeout=ANSWERS_IN) as answer:
-            target.write_bytes(answer.read())
-        return nib.load(target)
+            file.write_bytes(answer.read())
+        return nib.load(file)
 
 
 def channels(bundle):
