@@ -1,0 +1,168 @@
+"""Training pairs of the denoiser: patches with the noise of a PET scan's gradient, or with white noise; metrics."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch
+from pnp_admm_pet import SpectralDnCNN
+from torch import Tensor
+
+from multirecon.acquisition import Acquisition, PETScan
+from multirecon.bundle.weights import read_weights, write_weights
+from multirecon.data.materials import attenuation_511, unit_to_hu
+from multirecon.priors.nonexpansive_training import FollowedStep
+from multirecon.priors.training import keyed_generator
+from multirecon.space import ImageSpace
+
+__all__ = ["PreparePairs", "certify_weights"]
+
+_log = logging.getLogger(__name__)
+
+SUPPORT = 0.01
+"""Share of the largest activity above which a pixel counts for the scale of an image."""
+
+
+class PreparePairs(FollowedStep, PrepareBatch):
+    r"""Turns clean slices of CT and PET into pairs ``(x~, x)`` of patches, both divided by the mean activity ``c``.
+
+    * ``"fixed_point"``: a scan ``y`` of the slice is simulated by the scanner's own model, with attenuation from the
+      CT, scatter and randoms, and
+
+      .. math:: \tilde x = x - \nabla f_y(x) / \rho + \tau n,
+
+      the argument of the denoiser in ``x = D(x - grad f(x) / rho)`` at the truth. The disturbance ``A^T (y / ybar - 1)
+      / rho`` has mean zero, is coloured like the scanner's noise and depends on the image; ``rho`` makes its root mean
+      square over the emitting pixels ``level``. White noise ``n`` of a small ``tau`` is added: what the scanner does
+      not see at all (its blur removes the highest frequencies) would otherwise stay in the image whatever it is.
+    * ``"gaussian"``: ``x~ = x + level n``, the control.
+
+    Scans, noise, augmentation and patches are functions of (seed, step, rank).
+
+    Args:
+        space: the grid of the slices; its only modality is PET.
+        mode: see above.
+        counts: trues for each emitting pixel, drawn from these.
+        views: views of the scan.
+        bin_spacing_mm: radial bin width in mm.
+        psf_fwhm_mm: resolution in mm, in data and model.
+        level: root mean square of the disturbance relative to the mean activity.
+        white: ``tau`` relative to the mean activity.
+        patch: side of the patches in pixels.
+        patches: patches a slice.
+        augmentation: ``augmentation(image, brain, generator=...)`` of stacks ``[ct, pet_fdg]``, or None.
+        seed: seed of the random numbers.
+        rank: number of this process.
+
+    Raises:
+        ValueError: on an unknown mode.
+
+    References:
+        savanier2024
+    """
+
+    def __init__(
+        self,
+        space: ImageSpace,
+        *,
+        mode: str = "fixed_point",
+        counts: Sequence[float] = (2.5, 5.0, 10.0, 20.0, 50.0),
+        views: int = 120,
+        bin_spacing_mm: float = 3.0,
+        psf_fwhm_mm: float = 4.5,
+        level: float = 0.22,
+        white: float = 0.05,
+        patch: int = 48,
+        patches: int = 4,
+        augmentation: Callable[..., Tensor] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+    ) -> None:
+        if mode not in ("fixed_point", "gaussian"):
+            raise ValueError(f"mode: expected 'fixed_point' or 'gaussian', got {mode!r}")
+        self.space, self.mode, self.level, self.white = space, mode, level, white
+        self.counts, self.patch, self.patches = tuple(counts), patch, patches
+        self.augmentation, self.seed, self.rank = augmentation, seed, rank
+        super().__init__()
+        self.name = space.names[0]
+        # no mismatch: the disturbance has mean zero at the truth
+        self.scans = [
+            PETScan(n, views=views, bin_spacing_mm=bin_spacing_mm, psf_fwhm_mm=psf_fwhm_mm,
+                    model_psf_fwhm_mm=psf_fwhm_mm, background_error=0.0)
+            for n in self.counts
+        ]  # fmt: skip
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Return noisy patches ``(B * patches, 1, patch, patch)`` and targets with the channels clean, noisy."""
+        image = torch.as_tensor(batchdata["image"], dtype=torch.float32)
+        generator = keyed_generator("pairs", self.seed, self.step, self.rank)
+        if self.augmentation is not None:
+            brain = torch.as_tensor(batchdata["brain"], dtype=torch.float32)
+            image = self.augmentation(image, brain, generator=generator)
+        pairs = [self.pair(one[None], generator) for one in image]
+        cut = torch.cat([self._cut(pair, generator) for pair in pairs])
+        if self.augmentation is not None:  # the scale is estimated from a noisy image when the denoiser is used
+            cut = cut * (1 + 0.2 * (torch.rand(len(cut), 1, 1, 1, generator=generator) - 0.5))
+        cut = cut.to(device, non_blocking=non_blocking)
+        return cut[:, 1:], cut
+
+    @torch.no_grad()
+    def pair(self, stack: Tensor, generator: torch.Generator) -> Tensor:
+        """Return clean and noisy image ``(1, 2, H, W)`` over the mean activity, of a stack ``[ct, pet]``."""
+        activity = stack[:, 1:].clamp_min(0)
+        support = activity > SUPPORT * activity.max()
+        if not bool(support.any()):
+            return torch.zeros_like(stack)
+        x = activity / activity[support].mean()
+        if self.mode == "gaussian":
+            return torch.cat([x, x + self.level * torch.randn(x.shape, generator=generator)], dim=1)
+        number = int(torch.randint(len(self.scans), (), generator=generator))
+        name = str(int(torch.randint(2**62, (), generator=generator)))
+        maps = {self.name: x, "attenuation": attenuation_511(unit_to_hu(stack[:, :1].clamp_min(0)))}
+        m = Acquisition(self.space, {self.name: self.scans[number]}, key="pairs")(maps, [name])
+        operator, likelihood, y = m.operator[self.name], m.likelihood[self.name], m.y[self.name]
+        gradient = operator.adjoint(likelihood.grad(operator(x), y))
+        step = self.level / gradient[support].square().mean().sqrt()
+        noisy = x - step * gradient + self.white * torch.randn(x.shape, generator=generator)
+        return torch.cat([x, noisy], dim=1)
+
+    def _cut(self, pair: Tensor, generator: torch.Generator) -> Tensor:
+        """Return patches around emitting pixels; the whole image where the patch is as large."""
+        height, width = pair.shape[2:]
+        if self.patch >= min(height, width):
+            return pair
+        inside = torch.nonzero(pair[0, 0] > 0)
+        parts = []
+        for _ in range(self.patches):
+            centre = torch.tensor([height // 2, width // 2])
+            if len(inside):
+                centre = inside[int(torch.randint(len(inside), (), generator=generator))]
+            top, left = ((centre - self.patch // 2).clamp_min(0)).tolist()
+            top, left = min(top, height - self.patch), min(left, width - self.patch)
+            parts.append(pair[:, :, top : top + self.patch, left : left + self.patch])
+        return torch.cat(parts)
+
+
+def certify_weights(path: str | os.PathLike[str], *, network: SpectralDnCNN) -> str:
+    """Set the norms in a checkpoint of a :class:`~pnp_admm_pet.SpectralDnCNN` to proved bounds, and say which they are.
+
+    Args:
+        path: the checkpoint, written anew.
+        network: a network of its structure; it takes the weights.
+    """
+    network.load_state_dict(read_weights(path))
+    network.certify()
+    write_weights(network.state_dict(), path)
+    line = f"{path}: norms at most {', '.join(f'{float(n):.3f}' for n in network.norms)}, each divided by"
+    _log.info(line)
+    return line

@@ -1,0 +1,71 @@
+"""Print what the convergence of `pnp_admm_pet` rests on: `python ci/pnp_convergence.py [--points 200 ...]`."""
+
+import argparse
+import time
+
+import torch
+
+from multirecon.bundle import find, load, load_network, read_weights
+from multirecon.bundle.loader import on_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=int, default=200, help="points at which |J_Q| is taken")
+    parser.add_argument("--power", type=int, default=100, help="power iterations a point")
+    parser.add_argument("--side", type=int, default=128, help="side of the images for norms and pairs in pixels")
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--ascent", type=int, default=50, help="steps of gradient ascent in float64")
+    parser.add_argument("--ascended", type=int, default=8, help="pairs that ascent starts from")
+    parser.add_argument("--iterations", type=int, default=500, help="ADMM iterations")
+    parser.add_argument("--starts", type=int, default=200, help="ADMM iterations from each start")
+    parser.add_argument("--level", type=float, help="instead of the bundle's setting")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    bundle = find("pnp_admm_pet")
+    workflow = load(bundle, device="$torch.device('cpu')")
+    network = load_network(workflow).eval()
+    on_path(bundle)
+    import pnp_admm_pet_verification as verify
+    from pnp_admm_pet_training import PreparePairs
+
+    evaluator = workflow.evaluator
+    batch = evaluator.data_loader.collate_fn([workflow.dataset[i] for i in (2,)])
+    measurement, truth = evaluator.prepare_batch(batch, torch.device("cpu"), False)
+    tuning = workflow.parser.get_parsed_content("tuning")
+    level = arguments.level or tuning("level", "pet/poisson")
+    scan = verify.prepare(measurement, level=level)
+    clean = truth / verify.mean_activity(truth).reshape(-1, 1, 1, 1)
+    maker = PreparePairs(measurement.space)
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.cat([maker.pair(torch.cat([0 * x[None], x[None]], 1), generator)[:, 1:] for x in truth])
+    controls = {n: read_weights(bundle.root / "models" / f"{n}.pt") for n in bundle.controls}
+    for name, weights in [("model", None), *controls.items()]:
+        if weights is not None:
+            network.load_state_dict(weights)
+        begin = time.process_time()
+        result, ws, steps = verify.run(scan, network, iterations=arguments.iterations)
+        seconds = time.process_time() - begin
+        print(f"{name}: level {level:g}, {len(steps)} iterations, {sum(result.inner)} of EM, {seconds:.1f} processor s")
+        shown = ", ".join(f"{float(r):.1e}" for r in result.residuals[:: max(1, len(steps) // 6), 0])
+        print(f"  |w+ - w| / |w|: {shown}; at the end {float(result.residuals[-1, 0]):.2e}")
+        print(f"  steps |w+ - w| that grew by more than 0.1 %: {verify.rising_steps(steps)}")
+        print(f"  fixed-point error {float(result.error.max()):.2e}, KKT residual {float(result.kkt.max()):.1e}")
+        points = verify.points_of(clean, noisy, ws, arguments.points, side=arguments.side)
+        found = verify.norms(network, points, iterations=arguments.power)
+        quantiles = [float(found.max()), *(float(found.quantile(q)) for q in (0.95, 0.5))]
+        print(f"  |J_Q| at {len(found)} points: max, 95 %, median {', '.join(f'{v:.4f}' for v in quantiles)}")
+        ratios = verify.pair_ratios(network, points, arguments.pairs)
+        print(f"  {len(ratios)} pairs: largest ratio {float(ratios.max()):.5f}")
+        along = torch.cat(ws[:: max(1, len(ws) // arguments.ascended)])[: arguments.ascended]
+        along = verify.central(along, min(64, arguments.side))
+        radius = 0.1 * float(along[0].norm())
+        worst = [verify.worst_pairs(network, along, steps=arguments.ascent, radius=r).max() for r in (radius, None)]
+        print(f"  ascent in float64: {float(worst[0]):.4f} within 10 %, {float(worst[1]):.4f} without a bound")
+        if weights is None and arguments.starts:
+            gap = verify.spread_of_starts(scan, network, truth, iterations=arguments.starts)
+            print(f"  OSEM, ones, noise as starts, {arguments.starts} iterations: {gap[0]:.3f} dB, {gap[1]:.2%} apart")
+
+
+if __name__ == "__main__":
+    main()
