@@ -103,7 +103,7 @@ def main() -> None:
         task, which = validation_task(task, slices=2), "validation"
     data, parts = task.samples(which), arguments.parts.split(",")
     step = max(1, len(data) // arguments.samples)
-    items = [data[i] for i in range(0, len(data), step)][: arguments.samples]
+    items = [data[i] for i in range(step // 2, len(data), step)][: arguments.samples]
     measured = [task.measure(item) for item in items]
     other = next(n for n in task.space.names if n != "pet_fdg")
     joint = method(arguments.bundle)
