@@ -396,7 +396,7 @@ CASES = {
     "castor 10 GB": (io.read_castor, lambda d: raw.castor_list(d, **{"Number of events": 400_000_000}), "12800000000"),
     "castor mode": (
         io.read_castor,
-        lambda d: raw.castor_list(d, **{"Data mode": "normalization"}),
+        lambda d: raw.castor_list(d, **{"Data mode": "calibration"}),
         "data mode list-mode",
     ),
     "castor type": (io.read_castor, lambda d: raw.castor_list(d, **{"Data type": "SPECT"}), "data type PET"),
