@@ -1,17 +1,23 @@
 """Decomposed sampling of a whole volume from oblique PET planes and a CT measured slice by slice."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from synthetic_head import fine_maps
 
 from multirecon.acquisition import Acquisition, ParallelCT, PETScan3D, StackedCT
 from multirecon.acquisition.base import block_mean
+from multirecon.bundle import load, load_network
+from multirecon.metrics import evaluate_image
 from multirecon.networks.slices import SliceNetwork
 from multirecon.networks.unet import UNet
 from multirecon.priors import DiffusionPrior, HaarDomain, NoiseSchedule, Parametrisation
 from multirecon.reconstruction import DecomposedSampling
 from multirecon.space import ImageSpace, Modality
 
+BUNDLES = Path(__file__).parents[3] / "bundles"
 SHAPE, SPACING = (16, 16, 4), 15.0
 SPACE = ImageSpace([Modality("ct", unit="1/cm"), "pet_fdg"], SHAPE, (SPACING,) * 3)
 
@@ -78,3 +84,25 @@ def test_a_modality_without_data_comes_from_the_prior(scan):
     both, one = run(measurement, network).as_tensor(), run(measurement.restrict(["ct"]), network).as_tensor()
     torch.testing.assert_close(one[:, 0], both[:, 0], rtol=0.1, atol=0.02)
     assert not torch.allclose(one[:, 1], both[:, 1], atol=0.1)
+
+
+@pytest.mark.slow
+def test_shipped_weights_against_osem_on_a_volume(tmp_path):
+    """One volume of the embedded anatomy, as the bundle itself simulates it; the bundle may be a draft still."""
+    folder = Path(shutil.copytree(BUNDLES / "wavelet_diffusion_petct3d", tmp_path / "wavelet_diffusion_petct3d"))
+    if not (folder / "configs" / "metadata.json").exists():
+        shutil.copy(folder / "docs" / "metadata_draft.json", folder / "configs" / "metadata.json")
+    learned, classical = (load(f, device="$torch.device('cpu')") for f in (folder, BUNDLES / "osem_pet"))
+    evaluator = learned.evaluator
+    batch = evaluator.data_loader.collate_fn([learned.dataset[0]])
+    measurement, truth = evaluator.prepare_batch(batch, torch.device("cpu"), False)
+    prior, osem = (
+        evaluate_image(
+            w.inferer(measurement, load_network(w)).as_tensor(), truth, measurement.space,
+            targets=["pet_fdg"], metrics=("psnr", "ssim", "tvz"),
+        )["pet_fdg"]
+        for w in (learned, classical)
+    )  # fmt: skip
+    assert prior["psnr"] > osem["psnr"]
+    assert prior["ssim"] > osem["ssim"] + 0.02
+    assert abs(prior["tvz"] - 1) < abs(osem["tvz"] - 1)
