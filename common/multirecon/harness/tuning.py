@@ -22,7 +22,7 @@ from ..bundle.guard import root_cause
 from ..bundle.loader import load, load_network
 from ..bundle.package import package_hash
 from ..measurement import Measurement
-from ..metrics.evaluate import HIGHER_IS_BETTER, METRICS, evaluate_image
+from ..metrics.evaluate import evaluate_image
 from ..reconstruction.tuning import FORMAT, GUIDE, Tuning
 from .methods import Method
 from .tuning_data import SPLIT, Case, ValidationData
@@ -32,7 +32,7 @@ from .workspace import write_json
 
 __all__ = ["SCORES", "TunedKind", "tune"]
 
-SCORES = tuple(sorted((HIGHER_IS_BETTER & set(METRICS)) - {"cnr"}))
+SCORES = ("psnr", "ssim")
 TASKS_A_KIND = 2
 
 

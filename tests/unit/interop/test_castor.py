@@ -1,5 +1,6 @@
 """An EM program that runs by files inside plug-and-play ADMM, with a small stand-in for CASToR's executable."""
 
+import shlex
 import stat
 import sys
 
@@ -17,8 +18,7 @@ from multirecon.solvers.em_engine import TorchEM
 
 N, PIXEL = 12, 10.0
 # reads the options of castor-recon that it needs, Interfile headers by itself, and a dense system matrix as "data file"
-STAND_IN = """#!{python}
-import sys
+STAND_IN = """import sys
 import numpy as np
 
 options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
@@ -65,7 +65,10 @@ def program(scan, tmp_path):
     np.savez(tmp_path / "scan.npz", A=columns[:, order].double(), y=y.double().reshape(-1),
              b=likelihood.background.double().reshape(-1))  # fmt: skip
     path = tmp_path / "castor-recon"
-    path.write_text(STAND_IN.format(python=sys.executable))
+    script = tmp_path / "castor-recon.py"
+    script.write_text(STAND_IN.format())
+    # a shebang cannot name an interpreter whose path has blanks
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return tmp_path
 

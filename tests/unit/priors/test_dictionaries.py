@@ -325,6 +325,6 @@ def test_two_processes_learn_what_one_does(kind, tmp_path):
     for _ in range(5):
         objective = learner.update(edges(4))
     for rank in range(2):
-        filters, value = torch.load(tmp_path / f"{rank}.pt")
+        filters, value = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(filters, network.filters.detach(), rtol=0, atol=1e-7)
         torch.testing.assert_close(value, objective, rtol=1e-8, atol=0)

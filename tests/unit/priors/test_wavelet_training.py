@@ -103,6 +103,18 @@ def test_training_runs_resumes_and_exports(dataset, tmp_path):
     assert (tmp_path / "out" / "metrics.csv").exists()
 
 
+def test_unconditional_samples_by_the_stock_command(tmp_path):
+    files = [str(BUNDLE / "configs" / f"{name}.json") for name in ("inference", "generate")]
+    made = ConfigWorkflow(
+        config_file=files, workflow_type="inference", meta_file=str(METADATA), logging_file=False,
+        bundle_root=str(BUNDLE), output_dir=str(tmp_path), count=2, steps=2, device="$torch.device('cpu')",
+    )  # fmt: skip
+    made.initialize()
+    made.run()
+    names = {path.name for path in tmp_path.glob("*.nii.gz")}
+    assert names == {f"sample-{i}_{m}.nii.gz" for i in range(2) for m in ("t1", "flair", "t2star", "ct", "pet_fdg")}
+
+
 @pytest.mark.slow
 def test_two_processes_train_together(dataset, tmp_path):
     """The overlay for several GPUs, here two CPU processes with gloo."""
