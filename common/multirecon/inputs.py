@@ -98,7 +98,7 @@ class LoadInputd(MapTransform):
             image = self._load(str(path))
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"{path}: not a readable image ({reason[:200]})") from error
+            raise ValueError(f"{path}: expected a readable image, got {reason[:200]}") from error
         if image.ndim == 4:
             return image.movedim(-1, 0)
         if image.ndim == 2:

@@ -196,7 +196,7 @@ class Measurement:
             with h5py.File(source, "r") as file:
                 return cls._read(file)
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{source}: not a readable measurement file: {error}") from error
+            raise ValueError(f"{source}: expected a readable measurement file, got {error}") from error
 
     @classmethod
     def _read(cls, file: h5py.File) -> Measurement:

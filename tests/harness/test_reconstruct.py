@@ -117,7 +117,7 @@ def test_missing_files_are_one_line(place, capsys):
     (place / "broken.h5").write_bytes(b"\x89HDF nonsense")
     for words, message in (
         (["reconstruct", "none.h5", *WORDS[2:]], "expected an existing file"),
-        (["reconstruct", "broken.h5", *WORDS[2:]], "not a readable measurement file"),
+        (["reconstruct", "broken.h5", *WORDS[2:]], "expected a readable measurement file"),
         ([*WORDS[:-1], "empty"], "expected at least one result"),
         ([*WORDS[:-1], "nowhere"], "expected an existing file"),
     ):

@@ -66,8 +66,8 @@ def test_empty_and_missing_folders_fail(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: (p / "a.nii.gz").write_bytes(b"not an image"), "not a readable image"),
-        (lambda p: (p / "a.h5").write_bytes(b"not hdf5"), "not a readable measurement"),
+        (lambda p: (p / "a.nii.gz").write_bytes(b"not an image"), "expected a readable image"),
+        (lambda p: (p / "a.h5").write_bytes(b"not hdf5"), "expected a readable measurement"),
         (lambda p: save_image(p / "a.nii.gz", value=float("nan")), "finite"),
     ],
 )

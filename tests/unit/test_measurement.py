@@ -156,7 +156,7 @@ DAMAGES = {
     "unknown kind": (_kind, "expected a kind"),
     "unknown argument": (_arguments, "do not fit"),
     "missing block": (lambda f: f["likelihood"].__delitem__("ct"), "expected a member 'ct'"),
-    "bad space": (lambda f: f.attrs.__setitem__("space", "[1, 2"), "not a readable measurement"),
+    "bad space": (lambda f: f.attrs.__setitem__("space", "[1, 2"), "expected a readable measurement"),
 }
 
 
@@ -175,7 +175,7 @@ def test_damaged_files_are_refused_with_one_clear_line(tmp_path, damage):
 def test_truncated_files_are_refused(tmp_path, keep):
     path = measurement()[0].save(tmp_path / "m.h5")
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="not a readable measurement"):
+    with pytest.raises(ValueError, match="expected a readable measurement"):
         Measurement.load(path)
 
 
