@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 import os
+import pickle
 import signal
 import threading
 import time
@@ -71,6 +72,9 @@ class TrainingState:
     With ``decay`` the run goes on from the newest state of the constant phase and keeps its own file, so that the
     constant phase can be taken up again.
 
+    With ``pretrained`` a run without a state of its own starts from those weights instead of random ones, at step 0; the
+    optimiser and the average begin anew. With ``decay`` such a run consists of the falling rate alone: a fine-tuning.
+
     Args:
         folder: where ``last.pt`` and ``decay.pt`` lie; made where it is missing.
         network: the network that is trained.
@@ -80,6 +84,10 @@ class TrainingState:
         decay: whether this is the final phase of a falling learning rate.
         write: False for all but the first process.
         others: further modules whose buffers belong to the state (a loss that keeps points), by name.
+        pretrained: checkpoint of the network (a ``model.pt``) that a new run starts from; empty for none.
+
+    Raises:
+        ValueError: (when the run starts) if there is nothing to decay, or the checkpoint does not fit the network.
     """
 
     def __init__(
@@ -93,8 +101,10 @@ class TrainingState:
         decay: bool = False,
         write: bool = True,
         others: Mapping[str, nn.Module] | None = None,
+        pretrained: str | os.PathLike[str] = "",
     ) -> None:
         self.folder = Path(folder)
+        self.pretrained = pretrained
         self.network, self.optimizer, self.average = network, optimizer, average
         self.interval_s, self.decay, self.write = interval_s, decay, write
         self.others = dict(others or {})
@@ -146,8 +156,10 @@ class TrainingState:
             engine.remove_event_handler(self._periodic, Events.ITERATION_COMPLETED)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._periodic)
         source = self.path if self.path.exists() else self.folder / "last.pt"
-        if self.decay and not source.exists():
+        if self.decay and not source.exists() and not self.pretrained:
             raise ValueError(f"decay: expected a state of the constant phase in {self.folder}, got none")
+        if not source.exists() and self.pretrained:
+            self._start_from(Path(self.pretrained))
         if source.exists():
             device = next(self.network.parameters()).device
             state = torch.load(source, map_location=device, weights_only=True)
@@ -166,6 +178,19 @@ class TrainingState:
             self.decay_start = engine.state.iteration
         self._begin = self._saved = time.monotonic()
         self._cpu_begin = time.process_time()
+
+    def _start_from(self, path: Path) -> None:
+        """Load given weights into the network and its average, which has seen no update yet."""
+        try:
+            weights = torch.load(path, map_location=next(self.network.parameters()).device, weights_only=True)
+            self.network.load_state_dict(weights, strict=True)
+        except (OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"pretrained: expected a checkpoint of {type(self.network).__name__}, got {line}"
+            ) from None
+        self.average.model.load_state_dict(self.network.state_dict())
+        _log.info("started from the weights %s", path)
 
     def _periodic(self, engine: Engine) -> None:
         if time.monotonic() - self._saved >= self.interval_s:

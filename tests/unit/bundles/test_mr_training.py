@@ -93,6 +93,21 @@ def test_training_runs_resumes_and_exports(name, dataset, tmp_path):
     assert all(sample.startswith("mni152/") for row in logged for sample in row["samples"].split())
 
 
+def test_fine_tuning_starts_from_given_weights(dataset, tmp_path):
+    """One command: the falling rate alone, from a checkpoint as the bundle ships it, here at one noise level."""
+    name = "mcvarnet_mr"
+    settings = {**common(name, dataset), "decay": True, "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
+    start = workflow(name, "train", **settings).parser.get_parsed_content("network_def").state_dict()
+    torch.save({key: value.half() for key, value in start.items()}, tmp_path / "start.pt")
+    settings |= {"pretrained": str(tmp_path / "start.pt"), "acquisition#scans#flair#sigma": 0.01}
+    made = workflow(name, "train", **settings, decay_steps=1, learning_rate=1e-12)
+    assert made.parser.get_parsed_content("acquisition").scans["flair"].sigma == (0.01,)
+    made.initialize()
+    made.run()
+    tuned = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.allclose(tuned[key].float(), value, atol=1e-3) for key, value in start.items())
+
+
 @pytest.mark.slow
 def test_two_processes_train_together(name, dataset, tmp_path):
     """The overlay for several GPUs, here two CPU processes with gloo: both end with the same weights."""

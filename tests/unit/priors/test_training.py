@@ -58,15 +58,16 @@ def jitter(image, brain, *, generator):
     return image * brain * (1 + 0.1 * torch.rand(len(image), 1, 1, 1, generator=generator))
 
 
-def make_trainer(folder, steps, *, decay=False, decay_steps=4, every=2, write=True, interval_s=180.0):
+def make_trainer(folder, steps, *, decay=False, decay_steps=4, every=2, write=True, interval_s=180.0, pretrained=""):
     torch.manual_seed(0)
     net = UNet(2, 8, out_channels=8, channels=(8, 16), num_res_blocks=1, norm_num_groups=4, num_head_channels=8)
     prior, data = make_prior(), make_data()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     average = MovingAverage(net, decay=0.9)
     state = TrainingState(
-        folder, network=net, optimizer=optimizer, average=average, interval_s=interval_s, decay=decay, write=write
-    )
+        folder, network=net, optimizer=optimizer, average=average, interval_s=interval_s, decay=decay, write=write,
+        pretrained=pretrained,
+    )  # fmt: skip
     sampler = StepBatchSampler(data, 3, seed=1)
     prepare = PrepareNoisy(prior, units="unit", augmentation=jitter, seed=2)
     evaluator = SupervisedEvaluator(
@@ -134,6 +135,51 @@ def test_stopping_in_the_middle_of_an_epoch_loses_nothing(tmp_path):
     second.run()
     assert second.state.iteration == 6
     assert same(net, again)
+
+
+def test_a_new_run_starts_from_given_weights(tmp_path):
+    """Also as a falling rate alone; a run with a state of its own goes on from that."""
+    first, given, *_ = make_trainer(tmp_path / "a", 2, every=100)
+    first.run()
+    torch.save({k: v.half() for k, v in given.state_dict().items()}, tmp_path / "model.pt")
+    rounded = {k: v.half().float() for k, v in given.state_dict().items()}
+    seen = []
+
+    def note(engine):
+        seen.append(all(torch.equal(v, rounded[k]) for k, v in engine.network.state_dict().items()))
+        seen.append(all(torch.equal(v, rounded[k]) for k, v in average.model.state_dict().items()))
+
+    tuned, net, average, state, rates = make_trainer(
+        tmp_path / "b", 10, decay=True, decay_steps=4, every=100, pretrained=tmp_path / "model.pt"
+    )
+    tuned.add_event_handler(Events.STARTED, note)
+    tuned.run()
+    assert seen == [True, True]
+    assert tuned.state.iteration == 4
+    assert state.decay_start == 0
+    assert rates.at(4) == pytest.approx(1e-2 / 4)
+    assert not same(net, given)
+    # with a state of its own a run goes on from that: the checkpoint is not asked for again
+    straight, whole, *_ = make_trainer(tmp_path / "c", 4, pretrained=tmp_path / "model.pt")
+    straight.run()
+    for steps, source in ((2, "model.pt"), (4, "missing.pt")):
+        resumed, parts, *_ = make_trainer(tmp_path / "d", steps, pretrained=tmp_path / source)
+        resumed.run()
+    assert same(parts, whole)
+
+
+@pytest.mark.parametrize("content", [None, b"no checkpoint", {"weight": torch.ones(1)}, [1]], ids=repr)
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "model.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    trainer, *_ = make_trainer(tmp_path / "run", 2, pretrained=path)
+    with pytest.raises(ValueError, match="pretrained: expected a checkpoint of UNet, got") as caught:
+        trainer.run()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 class Killed(BaseException):
