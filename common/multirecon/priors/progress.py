@@ -72,8 +72,8 @@ class TrainingState:
     With ``decay`` the run goes on from the newest state of the constant phase and keeps its own file, so that the
     constant phase can be taken up again.
 
-    With ``pretrained`` a run without a state of its own starts from those weights instead of random ones, at step 0; the
-    optimiser and the average begin anew. With ``decay`` such a run consists of the falling rate alone: a fine-tuning.
+    With ``pretrained`` a run without a state of its own starts from those weights instead of random ones, at step 0,
+    with a new optimiser and average. With ``decay`` such a run consists of the falling rate alone: a fine-tuning.
 
     Args:
         folder: where ``last.pt`` and ``decay.pt`` lie; made where it is missing.
