@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from multirecon import tasks
-from multirecon.data.io import read_nifti
+from multirecon.data.io import Volume, read_nifti
 from multirecon.measurement import Measurement
 
-FILES = {n: f"ms_mni/patient07_{f}.nii.gz" for n, f in (("flair", "FLAIR"), ("t1", "T1"), ("lesion", "lesions"))}
+PATIENT = "07"
+FILES = {n: f"ms_mni/patient{{}}_{f}.nii.gz" for n, f in (("flair", "FLAIR"), ("t1", "T1"), ("lesion", "lesions"))}
 UNIT = {"flair": 1.8, "t1": 2.0}  # 1 is so many times the 90th percentile over the brain, see docs/data.md
 TASKS = {"flair_x4_t1": "true maps", "flair_x4c_t1": "24 centre lines"}
 METHODS = {
@@ -45,37 +47,58 @@ METHODS = {
 SLICES, APART, SHOWN = 4, 6, 3
 
 
-def patient(folder: Path, size: int, spacing_mm: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Return slices ``(S, 1, size, size)`` by name on a grid of the given spacing, and their affines ``(S, 4, 4)``.
+def files(patient: str) -> dict[str, str]:
+    """Return the files of a patient by name, below the folder of the measured data."""
+    return {name: place.format(patient) for name, place in FILES.items()}
 
-    The slices with the largest lesions, at least ``APART`` mm from each other; linear interpolation within the slice.
-    """
-    volumes = {n: read_nifti(folder / f) for n, f in FILES.items()}
-    affine = volumes["flair"].affine
-    area = volumes["lesion"].values.sum((0, 1))
+
+def volumes(folder: Path, patient: str) -> dict[str, Volume]:
+    """Return FLAIR, T1 and lesion mask of a patient, on one grid."""
+    return {name: read_nifti(folder / place) for name, place in files(patient).items()}
+
+
+def brain_of(found: Mapping[str, Volume]) -> np.ndarray:
+    """Return where the brain-extracted T1 shows something, ``(X, Y, Z)``."""
+    t1 = found["t1"].values
+    return t1 > 0.02 * np.percentile(t1, 99)
+
+
+def largest_lesions(found: Mapping[str, Volume]) -> list[int]:
+    """Return the slices with the largest lesions, at least ``APART`` mm from each other."""
+    area = found["lesion"].values.sum((0, 1))
     chosen: list[int] = []
     for z in np.argsort(-area):
         if len(chosen) < SLICES and all(abs(z - other) >= APART for other in chosen):
             chosen.append(int(z))
     chosen.sort()
-    brain = volumes["t1"].values > 0.02 * np.percentile(volumes["t1"].values, 99)
+    print(f"slices {chosen}, lesion area {[int(area[z]) for z in chosen]} mm^2")
+    return chosen
+
+
+def on_grid(
+    found: Mapping[str, Volume], chosen: Sequence[int], size: int, spacing_mm: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return slices ``(S, 1, size, size)`` by name on a grid of the given spacing, and their affines ``(S, 4, 4)``.
+
+    Linear interpolation within the slice; images on the scale of networks.
+    """
+    affine, brain = found["flair"].affine, brain_of(found)
     extent = [np.nonzero(brain.any(tuple(b for b in range(3) if b != a)))[0] for a in (0, 1)]
     middle = [(e[0] + e[-1]) / 2 for e in extent]
     offsets = (np.arange(size) - (size - 1) / 2) * spacing_mm
     places = np.stack(np.meshgrid(*(m + offsets / affine[a, a] for a, m in enumerate(middle)), indexing="ij"))
-    found = {}
-    for name, volume in volumes.items():
+    maps = {}
+    for name, volume in found.items():
         values = np.stack([ndimage.map_coordinates(volume.values[:, :, z], places, order=1) for z in chosen])
         if name in UNIT:
             values = np.maximum(values, 0) / (UNIT[name] * np.percentile(volume.values[brain], 90))
-        found[name] = torch.from_numpy(values.astype(np.float32))[:, None]
-    affines = torch.from_numpy(affine).repeat(SLICES, 1, 1)
+        maps[name] = torch.from_numpy(values.astype(np.float32))[:, None]
+    affines = torch.from_numpy(affine).repeat(len(chosen), 1, 1)
     for k, z in enumerate(chosen):
         corner = affine @ (middle[0] + offsets[0] / affine[0, 0], middle[1] + offsets[0] / affine[1, 1], z, 1)
         affines[k] = torch.from_numpy(np.array([[spacing_mm, 0, 0, corner[0]], [0, spacing_mm, 0, corner[1]],
                                                 [0, 0, 1, corner[2]], [0, 0, 0, 1]]))  # fmt: skip
-    print(f"slices {chosen}, lesion area {[int(area[z]) for z in chosen]} mm^2")
-    return found, affines
+    return maps, affines
 
 
 def coarse(affines: Tensor) -> Tensor:
@@ -91,11 +114,13 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="folder of the picture")
     parser.add_argument("--work", type=Path, default=Path("output/ms"), help="folder of data and images")
     arguments = parser.parse_args()
-    folder, work = real_data(*FILES.values()), arguments.work.absolute()
+    folder, work = real_data(*files(PATIENT).values()), arguments.work.absolute()
+    found = volumes(folder, PATIENT)
+    chosen = largest_lesions(found)
     rows = []
     for name, what in TASKS.items():
         task = tasks.load(name)
-        fine, affines = patient(folder, 2 * task.space.shape[0], task.space.spacing_mm[0] / 2)
+        fine, affines = on_grid(found, chosen, 2 * task.space.shape[0], task.space.spacing_mm[0] / 2)
         truth, lesion = avg_pool2d(fine["flair"], 2), avg_pool2d(fine["lesion"], 2)[:, 0] > 0.5
         brain = avg_pool2d(fine["t1"], 2)[:, 0] > 0.02
         file = work / name / "data" / "patient07.h5"
@@ -110,11 +135,11 @@ def main() -> int:
         for title, method in METHODS.items():
             output = work / name / method.replace(":", "_")
             images = read_images(run_bundle(method, work / name / "data", output), "flair")
-            found = scores(images, truth, measurement, "flair", ["psnr", "ssim", "nrmse", "bias", "crc"],
+            score = scores(images, truth, measurement, "flair", ["psnr", "ssim", "nrmse", "bias", "crc"],
                            brain=brain, lesion=lesion)  # fmt: skip
-            print(f"{name:13s} {title:21s} PSNR {found['psnr']:.2f} dB, SSIM {found['ssim']:.4f}, "
-                  f"brain PSNR {found['psnr@brain']:.2f} dB; lesions: NRMSE {found['nrmse@lesion']:.3f}, "
-                  f"bias {found['bias@lesion']:+.4f}, contrast recovery {found['crc@lesion']:.2f}")  # fmt: skip
+            print(f"{name:13s} {title:21s} PSNR {score['psnr']:.2f} dB, SSIM {score['ssim']:.4f}, "
+                  f"brain PSNR {score['psnr@brain']:.2f} dB; lesions: NRMSE {score['nrmse@lesion']:.3f}, "
+                  f"bias {score['bias@lesion']:+.4f}, contrast recovery {score['crc@lesion']:.2f}")  # fmt: skip
             row.append(Panel(f"{title}; {what}", upright(images[SHOWN, 0][box]), (0.0, 0.8)))
         rows.append(row)
     draw(arguments.out / "ms_patient07.png", [part for row in rows for part in (row[:5], row[5:])], width=1.9)

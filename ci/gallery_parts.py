@@ -119,16 +119,23 @@ def scores(
         metrics: names of :data:`multirecon.metrics.METRICS`.
         regions: masks ``(B, *shape)`` by name.
     """
-    space = measurement.space.select([name])
-    rows = [
-        evaluate_image(image[k : k + 1], truth[k : k + 1], space, targets=[name], metrics=metrics,
-                       regions={n: mask[k] for n, mask in regions.items()})[name]
-        for k in range(len(image))
-    ]  # fmt: skip
+    rows = slice_scores(image, truth, measurement, name, metrics, **regions)
     return {
         key: float(np.mean([row[key] for row in rows if key in row]))
         for key in dict.fromkeys(k for r in rows for k in r)
     }
+
+
+def slice_scores(
+    image: Tensor, truth: Tensor, measurement: Measurement, name: str, metrics: Sequence[str], **regions: Tensor
+) -> list[dict[str, float]]:
+    """Return the metrics of :func:`scores` sample by sample; those of an empty region are left out."""
+    space = measurement.space.select([name])
+    return [
+        evaluate_image(image[k : k + 1], truth[k : k + 1], space, targets=[name], metrics=metrics,
+                       regions={n: mask[k] for n, mask in regions.items()})[name]
+        for k in range(len(image))
+    ]  # fmt: skip
 
 
 def bounds(mask: Tensor, *, margin: int = 6) -> tuple[slice, slice]:
