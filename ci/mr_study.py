@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,12 +188,23 @@ def text_of(values: Mapping[Key, tuple[str, float]], metric: str, *, sign: bool 
     return anatomy_interval(values.values()).text(DECIMALS[metric], sign=sign) if values else "–"
 
 
+def on_common_slices(evidence: Evidence, names: Sequence[str], methods: Sequence[str]) -> Evidence:
+    """Return the evidence of some tasks with the slices alone that every method with results on a task answered."""
+    kept = []
+    for task in names:
+        runs = [found for m in methods if (found := evidence.records(Run(task, m)))]
+        shared = set.intersection(*({r.sample for r in found} for found in runs)) if runs else set()
+        kept += [r for found in runs for r in found if r.sample in shared]
+    return Evidence(replace(evidence.selection, records=tuple(kept)))
+
+
 def sweep_tables(part: str, evidence: Evidence) -> str:
     """Return the tables of a sweep from the records."""
     sweep = SWEEPS[part]
     if part == "reinitialised":
         return reinitialised_table(sweep, evidence)
     methods = [m for m in sweep.methods if any(evidence.records(Run(t, m)) for t in sweep.tasks.values())]
+    evidence = on_common_slices(evidence, list(sweep.tasks.values()), methods)
 
     def block(title: str, names: Sequence[str], heads: Sequence[str], cell: Callable[[str, str], str]) -> str:
         rows = [[f"`{m}`", *(cell(m, sweep.tasks[h]) for h in heads)] for m in names]
@@ -216,7 +227,7 @@ def sweep_tables(part: str, evidence: Evidence) -> str:
         title = f"PSNR (dB), paired difference to its own result {sweep.start}"
         parts.append(block(title, methods, further, against(lambda m, t: Run(first, m))))
     runs = [evidence.records(Run(t, m)) for t in sweep.tasks.values() for m in methods]
-    counts = sorted({len(r) for r in runs})
+    counts = sorted({len(r) for r in runs if r})
     slices = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     parts.append(f"n = {len({r.anatomy for rows in runs for r in rows})} anatomies, {slices} slices a cell.")
     return "\n\n".join(parts)

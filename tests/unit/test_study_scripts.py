@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,11 +81,13 @@ def test_tables_of_a_sweep(script):
         for k, task in enumerate(("flair_x4_t1", "flair_x4_t1_shift3"))
         for anatomy in ("09", "15")
     ]
-    text = study.sweep_tables("misregistration", Evidence(select(records)))
+    # a slice that one method alone has answered is left out
+    alone = replace(result("flair_x4_t1", "mcvarnet_mr", 99.0), sample="09/0/2")
+    text = study.sweep_tables("misregistration", Evidence(select([*records, alone])))
     assert "| `mcvarnet_mr` | 33.50 [33.00, 34.00] | – | – | 31.00 [30.50, 31.50] | – |" in text
     assert "| `mcvarnet_mr` | -1.00 [-1.00, -1.00] | – | – | -2.50 [-2.50, -2.50] | – |" in text  # to TV
     assert "| `mcvarnet_mr` | – | – | -2.50 [-2.50, -2.50] | – |" in text  # to its own result in register
-    assert text.endswith("n = 2 anatomies, 0 to 2 slices a cell.")
+    assert text.endswith("n = 2 anatomies, 2 slices a cell.")
     anew = [result("flair_x4_t1", "mcvarnet_mr_reinitialised", 20.0, a) for a in ("09", "15")]
     text = study.sweep_tables("reinitialised", Evidence(select([*records, *anew])))
     assert "| `mcvarnet_mr` | -13.50 [-14.00, -13.00] | – |" in text

@@ -1,3 +1,5 @@
+import io
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -163,6 +165,21 @@ def test_volume_returns_to_its_native_grid(flip):
     assert result.shape == (1, 1, *shape)
     assert torch.allclose(result.affine, affine)
     assert float((result[0, 0] - volume).abs().max()) < 0.03 * 700
+
+
+@pytest.mark.parametrize(
+    ("terminal", "progress", "shown"), [(True, True, True), (False, True, False), (True, False, False)]
+)
+def test_a_volume_shows_its_progress_in_a_terminal(monkeypatch, terminal, progress, shown):
+    """Slice batches are counted to the end; nothing goes to a log file, or where it is not wanted."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    space = ImageSpace(["t1"], (16, 16), (4.0, 4.0))
+    method = SliceWise(Passing(source=ImageSource(space)), space=space, batch_size=4, progress=progress)
+    method(MetaTensor(torch.rand(1, 1, 16, 16, 10), affine=torch.diag(torch.tensor([4.0, 4.0, 4.0, 1.0]))), None)
+    assert ("slices: 100%" in stream.getvalue() and "3/3" in stream.getvalue()) == shown
+    assert bool(stream.getvalue()) == shown
 
 
 def test_image_source_names_what_is_wrong():
