@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from monai.engines import PrepareBatch
-from pnp_admm_pet import SpectralDnCNN
 from torch import Tensor
 
 from multirecon.acquisition import Acquisition, PETScan
 from multirecon.bundle.weights import read_weights, write_weights
 from multirecon.data.materials import attenuation_511, unit_to_hu
+from multirecon.networks.dncnn import SpectralDnCNN
 from multirecon.priors.nonexpansive_training import FollowedStep
 from multirecon.priors.training import keyed_generator
 from multirecon.space import ImageSpace
@@ -154,7 +154,7 @@ class PreparePairs(FollowedStep, PrepareBatch):
 
 
 def certify_weights(path: str | os.PathLike[str], *, network: SpectralDnCNN) -> str:
-    """Set the norms in a checkpoint of a :class:`~pnp_admm_pet.SpectralDnCNN` to proved bounds, and say which they are.
+    """Set the norms in a checkpoint of a ``SpectralDnCNN`` to proved bounds, and say which they are.
 
     Args:
         path: the checkpoint, written anew.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from multirecon.measurement import Measurement
 from multirecon.metrics.image import psnr
-from multirecon.priors.nonexpansive import ascend_ratio, jacobian_norms, lipschitz_ratios, reflection
+from multirecon.priors.nonexpansive_checks import central, norms, pair_ratios, rising_steps, worst_pairs
 from multirecon.reconstruction.plug_and_play import (
     SUPPORT,
     PlugAndPlay,
@@ -23,8 +22,8 @@ from multirecon.reconstruction.plug_and_play import (
 from multirecon.solvers.em import osem
 from multirecon.solvers.em_engine import TorchEM
 
-__all__ = ["Scan", "central", "points_of", "prepare", "rising_steps", "run", "spread_of_starts", "with_lesion",
-           "worst_pairs"]  # fmt: skip
+__all__ = ["Scan", "central", "norms", "pair_ratios", "points_of", "prepare", "rising_steps", "run",
+           "spread_of_starts", "with_lesion", "worst_pairs"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,6 @@ def with_lesion(image: Tensor, *, radius: float = 4.0, contrast: float = 2.0) ->
     return result
 
 
-def central(images: Tensor, side: int) -> Tensor:
-    """Return the middle of images, ``side`` pixels wide; all of them where they are smaller."""
-    height, width = images.shape[2:]
-    top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
-    return images[:, :, top : top + side, left : left + side]
-
-
 def points_of(clean: Tensor, noisy: Tensor, trajectory: Sequence[Tensor], count: int, *, side: int) -> Tensor:
     """Return ``count`` points in equal parts: clean, noisy, with a lesion, and along a trajectory.
 
@@ -118,48 +110,6 @@ def points_of(clean: Tensor, noisy: Tensor, trajectory: Sequence[Tensor], count:
     picked = [group[torch.arange(share) % len(group)] for group in groups]
     shifted = [torch.roll(central(g, side), k % 7, dims=3) for k, g in enumerate(picked)]
     return torch.cat(shifted)[:count]
-
-
-def norms(network: nn.Module, points: Tensor, *, iterations: int, batch: int = 8) -> Tensor:
-    """Return ``|J_Q|`` at points ``(B, 1, H, W)``: ``(B,)``."""
-    parts = [jacobian_norms(reflection(network), part, iterations=iterations)[0] for part in points.split(batch)]
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def pair_ratios(network: nn.Module, points: Tensor, count: int, *, batch: int = 32) -> Tensor:
-    """Return ``|Q(a) - Q(b)| / |a - b|`` of random pairs, every other one of a point and itself with small noise."""
-    generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randint(len(points), (count,), generator=generator) for _ in range(2))
-    a, b = points[first], points[second].clone()
-    close = a[::2] + 0.02 * torch.randn(a[::2].shape, generator=generator)
-    b[::2] = close
-    Q = reflection(network)
-    return torch.cat([lipschitz_ratios(Q, x, y) for x, y in zip(a.split(batch), b.split(batch), strict=True)])
-
-
-def worst_pairs(network: nn.Module, points: Tensor, *, steps: int, radius: float | None = None) -> Tensor:
-    """Return the worst ratios that gradient ascent finds in float64 from points of a trajectory and their neighbours.
-
-    The second image of a pair lies off the first along the leading singular vector of the Jacobian, where ascent has
-    the best start.
-
-    Args:
-        network: the denoiser; a copy in float64 is used.
-        points: ``(B, 1, H, W)``.
-        steps: steps of ascent.
-        radius: largest distance of an image from its start, None for no bound.
-    """
-    exact = deepcopy(network).double().eval()
-    a = points.double()
-    _, vectors = jacobian_norms(reflection(exact), a, iterations=20)
-    best, _, _ = ascend_ratio(reflection(exact), a, a + 0.05 * vectors, steps=steps, radius=radius)
-    return best
-
-
-def rising_steps(steps: Sequence[float], *, slack: float = 1e-3) -> int:
-    """Return how often ``|w_k+1 - w_k|`` grew by more than ``slack`` (the data step is solved to a tolerance)."""
-    return sum(b > a * (1 + slack) for a, b in pairwise(steps))
 
 
 def spread_of_starts(scan: Scan, network: nn.Module, truth: Tensor, *, iterations: int) -> tuple[float, float]:

@@ -16,11 +16,12 @@ from .misregistration import Misregistered
 from .mr import CartesianMR
 from .patterns import HadamardCamera
 from .pet import PETScan
-from .spectral import PolyenergeticCT, SpectralSlices
+from .spectral import CachedSpectralSlices, PolyenergeticCT, SpectralSlices
 from .volumes import PETScan3D, StackedCT
 
 __all__ = [
     "Acquisition",
+    "CachedSpectralSlices",
     "CartesianMR",
     "CleanImage",
     "FanCT",

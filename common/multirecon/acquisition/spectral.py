@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import pi
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torch.utils.data import Dataset
 
+from ..data.cached_slices import CachedSlices
 from ..data.datasets import PhantomSlices
 from ..data.materials import materials_from_hu
 from ..likelihoods import Likelihood, PolyenergeticPoisson, TransmissionPoisson, log_transform
@@ -25,7 +27,7 @@ from ..operators import (
 from .base import Scan, ScanContext, ScanResult
 from .ct import covering_bins, rays_per_bin
 
-__all__ = ["PolyenergeticCT", "SpectralSlices", "attenuation_at"]
+__all__ = ["CachedSpectralSlices", "PolyenergeticCT", "SpectralSlices", "attenuation_at", "water_excess"]
 
 BASIS = ("water", "bone")
 MODELS = ("polyenergetic", "effective")
@@ -151,25 +153,35 @@ class PolyenergeticCT(Scan):
             return PolyenergeticPoisson(self.model_spectrum, self.model_attenuation, scatter=self.scatter)
         blank = self.spectrum.sum(1).reshape(1, -1, 1, 1).to(y)
         integrals, _ = log_transform(y, blank, self.scatter)
-        return TransmissionPoisson(blank * torch.exp(self._water_excess(integrals)), self.scatter)
-
-    def _water_excess(self, integrals: Tensor) -> Tensor:
-        """Return ``f(p) - p`` of log data ``(1, energy bins, views, bins)``; extrapolated by the last slope."""
-        water = self.attenuation[0].double()
-        depth = torch.arange(0.0, 60.5, 0.5, dtype=torch.float64)  # g/cm^2
-        through = self.spectrum.double() @ torch.exp(-water[:, None] * depth)
-        curves = torch.log(through[:, :1] / through)
-        wanted = mass_attenuation(("water",), self.energies_kev)[0].double()
-        excess = torch.empty_like(integrals)
-        for k, curve in enumerate(curves):
-            p = integrals[:, k].double().cpu()
-            index = torch.searchsorted(curve, p.contiguous()).clamp(1, len(curve) - 1)
-            slope = (p - curve[index - 1]) / (curve[index] - curve[index - 1])
-            excess[:, k] = (wanted[k] * (depth[index - 1] + 0.5 * slope) - p).to(integrals)
-        return excess
+        wanted = mass_attenuation(("water",), self.energies_kev)[0]
+        excess = water_excess(integrals, self.spectrum, self.attenuation[0], wanted=wanted)
+        return TransmissionPoisson(blank * torch.exp(excess), self.scatter)
 
     def _beam(self, shape: Sequence[int], spacing_mm: Sequence[float], bins: int, pitch_mm: float) -> ParallelBeam:
         return ParallelBeam(shape, spacing_mm, views=self.views, bins=bins, bin_spacing_mm=pitch_mm, arc=self.arc)
+
+
+def water_excess(integrals: Tensor, spectrum: Tensor, water: Tensor, *, wanted: Tensor) -> Tensor:
+    r"""Return ``f(p) - p`` of log data ``p``, with ``f`` the curve from measured to single-energy logarithms of water.
+
+    The curve is calibrated on water up to 60 g/cm^2 and goes on with its last slope.
+
+    Args:
+        integrals: logarithms ``log(I / y)``, ``(B, bins, views, detector bins)``.
+        spectrum: counts in air ``(bins, energies)``.
+        water: mass attenuation of water in cm^2/g at these energies, ``(energies,)``.
+        wanted: that of water at the single energy of every bin, ``(bins,)``.
+    """
+    depth = torch.arange(0.0, 60.5, 0.5, dtype=torch.float64)  # g/cm^2
+    through = spectrum.double().cpu() @ torch.exp(-water.double().cpu()[:, None] * depth)
+    curves = torch.log(through[:, :1] / through)
+    excess = torch.empty_like(integrals)
+    for k, curve in enumerate(curves):
+        p = integrals[:, k].double().cpu()
+        index = torch.searchsorted(curve, p.contiguous()).clamp(1, len(curve) - 1)
+        slope = (p - curve[index - 1]) / (curve[index] - curve[index - 1])
+        excess[:, k] = (float(wanted[k]) * (depth[index - 1] + 0.5 * slope) - p).to(integrals)
+    return excess
 
 
 def attenuation_at(hu: Tensor, energies_kev: Sequence[float]) -> Tensor:
@@ -230,15 +242,9 @@ class SpectralSlices(Dataset[dict[str, Any]]):
         energies_kev: Mapping[str, Sequence[float]] | None = None,
         **settings: Any,
     ) -> None:
-        energies = dict(energies_kev or {})
-        unknown = [m for m in modalities if m != "materials" and m not in energies]
-        if unknown or not modalities:
-            raise ValueError(f"modalities: expected 'materials' or keys of energies_kev {sorted(energies)}, "
-                             f"got {list(modalities)}")  # fmt: skip
         self.modalities = tuple(modalities)
         self.phantoms = PhantomSlices(split, seeds, **{**settings, "modalities": ["ct"], "ct_unit": "HU", "fine": True})
-        rows = [torch.eye(2) if m == "materials" else mass_attenuation(BASIS, energies[m]).T for m in modalities]
-        self.mixing = torch.cat(rows)
+        self.mixing = channel_mixing(modalities, energies_kev)
 
     @property
     def samples(self) -> tuple[tuple[str, int], ...]:
@@ -254,3 +260,54 @@ class SpectralSlices(Dataset[dict[str, Any]]):
         materials = torch.stack(materials_from_hu(item["fine"][0]))
         fine = torch.einsum("km,mhw->khw", self.mixing, materials)
         return {**item, "image": avg_pool2d(fine, 2), "fine": fine, "materials_fine": materials}
+
+
+class CachedSpectralSlices(Dataset[dict[str, Any]]):
+    """Cached slices as material densities and attenuation images at single energies; what training reads.
+
+    The same channels as :class:`SpectralSlices`, from the CT numbers of the stored grid: on the edges of bone, where a
+    pixel holds two tissues, they differ slightly from the block means of the finer grid.
+
+    Args:
+        folder: folder of a set made by ``multirecon dataset build``.
+        modalities: channel groups, as for ``SpectralSlices``.
+        energies_kev: as for ``SpectralSlices``.
+        split: if given, refuse a set of another split.
+
+    Raises:
+        ValueError: on a modality without energies, or a folder that ``CachedSlices`` refuses.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        modalities: Sequence[str] = ("materials",),
+        *,
+        energies_kev: Mapping[str, Sequence[float]] | None = None,
+        split: str | None = None,
+    ) -> None:
+        self.mixing = channel_mixing(modalities, energies_kev)
+        self.slices = CachedSlices(folder, ["ct"], units="phantom", split=split)
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one slice: ``image`` ``(C, H, W)`` in g/cm^3 and 1/cm, ``brain``, ``regions`` and ``id``."""
+        item = self.slices[index]
+        materials = torch.stack(materials_from_hu(item["image"][0]))
+        return {**item, "image": torch.einsum("km,mhw->khw", self.mixing, materials)}
+
+
+def channel_mixing(modalities: Sequence[str], energies_kev: Mapping[str, Sequence[float]] | None) -> Tensor:
+    """Return what makes the channels of modalities of densities of water and bone, ``(C, 2)``.
+
+    Raises:
+        ValueError: on a modality without energies.
+    """
+    energies = dict(energies_kev or {})
+    unknown = [m for m in modalities if m != "materials" and m not in energies]
+    if unknown or not modalities:
+        raise ValueError(f"modalities: expected 'materials' or keys of energies_kev {sorted(energies)}, "
+                         f"got {list(modalities)}")  # fmt: skip
+    return torch.cat([torch.eye(2) if m == "materials" else mass_attenuation(BASIS, energies[m]).T for m in modalities])

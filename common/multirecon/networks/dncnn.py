@@ -1,4 +1,4 @@
-"""Denoisers of plug-and-play PET reconstruction: a DnCNN that training constrains, and one made of Lipschitz layers."""
+"""Denoisers of plug-and-play reconstruction: a DnCNN that training constrains, and one made of Lipschitz layers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class DnCNN(nn.Module):
         activation: ``"leaky_relu"`` (slope 0.01, as published) or ``"softplus"``: differentiable everywhere, slope
             below 1.
         sharpness: of the softplus, in 1 / (unit of the features).
+        channels: channels of the image.
 
     Raises:
         ValueError: on an unknown activation or sizes out of range.
@@ -36,19 +37,25 @@ class DnCNN(nn.Module):
     """
 
     def __init__(
-        self, layers: int = 20, features: int = 64, *, activation: str = "leaky_relu", sharpness: float = 100.0
+        self,
+        layers: int = 20,
+        features: int = 64,
+        *,
+        activation: str = "leaky_relu",
+        sharpness: float = 100.0,
+        channels: int = 1,
     ) -> None:
         super().__init__()
-        if layers < 3 or features < 1 or not sharpness > 0:
-            raise ValueError("layers, features, sharpness: expected >= 3, >= 1 and > 0, "
-                             f"got {layers}, {features}, {sharpness}")  # fmt: skip
+        if layers < 3 or min(features, channels) < 1 or not sharpness > 0:
+            raise ValueError("layers, features, channels, sharpness: expected >= 3, >= 1 (two) and > 0, "
+                             f"got {layers}, {features}, {channels}, {sharpness}")  # fmt: skip
         self.smooth = _is_smooth(activation)
         self.sharpness = sharpness
-        widths = [1, *[features] * (layers - 1), 1]
+        widths = [channels, *[features] * (layers - 1), channels]
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
 
     def forward(self, image: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """Return the denoised image ``(B, 1, H, W)``, activity over its mean; ``timestep`` is ignored."""
+        """Return the denoised image ``(B, channels, H, W)``; ``timestep`` is ignored."""
         h, last = image, len(self.convolutions) - 1
         for k, convolution in enumerate(self.convolutions):
             h = convolution(h)
@@ -72,6 +79,7 @@ class SpectralDnCNN(nn.Module):
         activation: as in :class:`DnCNN`; both are 1-Lipschitz.
         sharpness: of the softplus.
         grid: side of the image on which norms are estimated.
+        channels: channels of the image.
 
     Raises:
         ValueError: as :class:`DnCNN`.
@@ -94,9 +102,10 @@ class SpectralDnCNN(nn.Module):
         activation: str = "leaky_relu",
         sharpness: float = 100.0,
         grid: int = 48,
+        channels: int = 1,
     ) -> None:
         super().__init__()
-        self.chain = DnCNN(layers, features, activation=activation, sharpness=sharpness)
+        self.chain = DnCNN(layers, features, activation=activation, sharpness=sharpness, channels=channels)
         self.smooth, self.sharpness, self.grid = self.chain.smooth, sharpness, grid
         self.register_buffer("norms", torch.ones(layers))
         generator = torch.Generator().manual_seed(0)
@@ -107,7 +116,7 @@ class SpectralDnCNN(nn.Module):
         return [c for c in self.chain.convolutions if isinstance(c, nn.Conv2d)]
 
     def forward(self, image: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """Return the denoised image ``(B, 1, H, W)``, activity over its mean; ``timestep`` is ignored."""
+        """Return the denoised image ``(B, channels, H, W)``; ``timestep`` is ignored."""
         h, last = image, len(self.chain.convolutions) - 1
         for k, convolution in enumerate(self.chain.convolutions):
             # the bias is added after the division: it moves the output, not its differences

@@ -137,6 +137,7 @@ class NonexpansiveLoss(nn.Module):
         iterations: power iterations a step.
         autocast: mixed precision of the Jacobian, ``"bfloat16"`` or None.
         seed: seed of the points.
+        channels: channels of the images.
 
     Raises:
         ValueError: if a number is out of range.
@@ -160,6 +161,7 @@ class NonexpansiveLoss(nn.Module):
         iterations: int = 3,
         autocast: str | None = None,
         seed: int = 0,
+        channels: int = 1,
     ) -> None:
         super().__init__()
         if weight < 0 or not 0 <= margin < 1 or points < 1 or iterations < 1:
@@ -168,8 +170,8 @@ class NonexpansiveLoss(nn.Module):
         self._network = [network]  # in a list: its weights are not the loss's
         self.weight, self.margin, self.iterations, self.seed = weight, margin, iterations, seed
         self.autocast = None if autocast is None else getattr(torch, autocast)
-        self.register_buffer("points", torch.zeros(points, 1, patch, patch))
-        self.register_buffer("vectors", torch.zeros(points, 1, patch, patch))
+        self.register_buffer("points", torch.zeros(points, channels, patch, patch))
+        self.register_buffer("vectors", torch.zeros(points, channels, patch, patch))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.long))
         self.norm = float("nan")
 
@@ -177,10 +179,10 @@ class NonexpansiveLoss(nn.Module):
         """Return the loss.
 
         Args:
-            prediction: denoised patches ``(B, 1, H, W)``.
-            target: clean and noisy patches ``(B, 2, H, W)``.
+            prediction: denoised patches ``(B, C, H, W)``.
+            target: clean and noisy patches ``(B, 2 C, H, W)``.
         """
-        clean, noisy = target[:, :1], target[:, 1:]
+        clean, noisy = target.chunk(2, dim=1)
         loss = 0.5 * (prediction - clean).square().mean()
         if self.weight == 0:
             return loss

@@ -27,9 +27,14 @@ class FollowedStep:
 
 
 class DenoisedPSNR(Metric):
-    """Mean PSNR in dB of denoised images against the clean ones, activity over its mean, range 2."""
+    """Mean PSNR in dB of denoised images against the clean ones.
 
-    def __init__(self) -> None:
+    Args:
+        data_range: of the images; 2 for activity over its mean.
+    """
+
+    def __init__(self, *, data_range: float = 2.0) -> None:
+        self._peak = data_range
         super().__init__(output_transform=lambda output: (output["pred"], output["label"]))
 
     def reset(self) -> None:
@@ -37,10 +42,10 @@ class DenoisedPSNR(Metric):
         self._values: list[float] = []
 
     def update(self, output: tuple[Tensor, Tensor]) -> None:
-        """Add a batch ``(pred (B, 1, H, W), label (B, 2, H, W))``."""
+        """Add a batch ``(pred (B, C, H, W), label (B, 2 C, H, W))``: clean and noisy."""
         pred, label = (torch.as_tensor(t).detach().float() for t in output)
-        error = (pred - label[:, :1]).square().flatten(1).mean(1)
-        self._values += (10 * torch.log10(4 / error.clamp_min(1e-12))).tolist()
+        error = (pred - label.chunk(2, dim=1)[0]).square().flatten(1).mean(1)
+        self._values += (10 * torch.log10(self._peak**2 / error.clamp_min(1e-12))).tolist()
 
     def compute(self) -> float:
         """Return the mean.
@@ -70,8 +75,8 @@ class ReflectionNorm(Metric):
         self._largest = float("-inf")
 
     def update(self, output: Tensor) -> None:
-        """Add a batch: clean and noisy images ``(B, 2, H, W)``."""
-        points = torch.as_tensor(output).detach().float()[:, 1:]
+        """Add a batch: clean and noisy images ``(B, 2 C, H, W)``."""
+        points = torch.as_tensor(output).detach().float().chunk(2, dim=1)[1]
         norms, _ = jacobian_norms(reflection(self._network), points, iterations=self._iterations)
         self._largest = max(self._largest, float(norms.max()))
 

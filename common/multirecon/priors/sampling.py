@@ -67,7 +67,7 @@ def reverse_diffusion(
     order: Literal[1, 2] = 1,
     correct: Correction | None = None,
     guide: Guide | None = None,
-    guidance: float | Tensor = 1.0,
+    guidance: float | Tensor | Callable[[float], float | Tensor] = 1.0,
     start: Tensor | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
@@ -95,7 +95,7 @@ def reverse_diffusion(
         order: 2 extrapolates clean estimates linearly in ``log sigma`` from the step before (multistep solver).
         correct: agreement with data in the clean domain.
         guide: misfit of a clean estimate, per sample.
-        guidance: weight of its gradient, a number or ``(B,)``.
+        guidance: weight of its gradient, a number or ``(B,)``, or its value as a function of the noise level.
         start: image ``(B, C, *shape)`` that the first, largest time in ``steps`` starts from (warm start); by default
             pure noise.
         callback: called as ``callback(k, clean estimate)`` after each step.
@@ -129,7 +129,8 @@ def reverse_diffusion(
         else:
             estimate, direction, gradient = _guided(denoiser, z, sigma, guide)
             both = ((1 + sigma**2) * (1 + following**2)) ** 0.5  # the step is taken in x_t, z_t is that over its scale
-            weight = torch.as_tensor(guidance, dtype=z.dtype, device=z.device).reshape(-1, *[1] * (z.ndim - 1))
+            here = guidance(sigma) if callable(guidance) else guidance
+            weight = torch.as_tensor(here, dtype=z.dtype, device=z.device).reshape(-1, *[1] * (z.ndim - 1))
             shift = weight * both * gradient
         clean = estimate if correct is None else correct(estimate, sigma)
         if callback is not None:

@@ -13,7 +13,7 @@ from ..units import hu_to_attenuation
 
 __all__ = ["DEFAULT_KNOTS", "IntensityScaling"]
 
-Knots = Sequence[Sequence[float]]
+Knots = Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]]
 
 #: Physical value -> network value. MR is relative to a brain percentile, so that 1 is bright; CT in HU has the brain
 #: window [-100, 200] in two thirds of the range, with air below and bone above compressed; PET is relative to grey
@@ -35,7 +35,8 @@ class IntensityScaling:
     Args:
         space: image space of the stack. A CT whose unit is ``"1/cm"`` is mapped through its CT number; any other
             is in HU.
-        knots: pairs (physical value, network value) by modality, at least two each. The default is by name,
+        knots: pairs (physical value, network value) by modality, at least two each; of a modality with several
+            channels one list for all of them, or a list of such lists, one a channel. The default is by name,
             see ``DEFAULT_KNOTS``, ``"mr"`` for every name that is not there.
 
     Raises:
@@ -57,13 +58,11 @@ class IntensityScaling:
         rows: list[list[list[float]]] = []
         for modality in space.modalities:
             chosen = (knots or {}).get(modality.name, DEFAULT_KNOTS.get(modality.name, DEFAULT_KNOTS["mr"]))
-            pairs = [[float(a), float(b)] for a, b in chosen]
-            ordered = all(p[0] < q[0] and p[1] < q[1] for p, q in pairwise(pairs))
-            if len(pairs) < 2 or not ordered:
-                raise ValueError(f"knots of {modality.name!r}: expected two or more increasing pairs, got {pairs}")
+            lists = _channel_lists(chosen, modality.name, modality.channels)
             if modality.name == "ct" and modality.unit == "1/cm":
-                pairs = [[float(hu_to_attenuation(torch.tensor(a, dtype=torch.float64))), b] for a, b in pairs]
-            rows += [pairs] * modality.channels
+                lists = [[[float(hu_to_attenuation(torch.tensor(a, dtype=torch.float64))), b] for a, b in pairs]
+                         for pairs in lists]  # fmt: skip
+            rows += lists
         self.knots = rows
         self._forward = _Ramps(rows)
         self._inverse = _Ramps([[[b, a] for a, b in pairs] for pairs in rows])
@@ -81,9 +80,13 @@ class IntensityScaling:
         return self._forward.slope(self._check(stack))
 
     def affine(self, name: str) -> tuple[float, float] | None:
-        """Return ``(a, b)`` with ``physical = a + b * network`` for a modality, or None where the map is not affine."""
-        pairs = self.knots[self.space.channels(name).start]
-        if len(pairs) > 2:
+        """Return ``(a, b)`` with ``physical = a + b * network`` for a modality, or None where there is no such pair.
+
+        There is none where the map is not affine, or not the same for all channels.
+        """
+        lists = self.knots[self.space.channels(name)]
+        pairs = lists[0]
+        if len(pairs) > 2 or any(other != pairs for other in lists):
             return None
         (v0, x0), (v1, x1) = pairs
         b = (v1 - v0) / (x1 - x0)
@@ -94,6 +97,21 @@ class IntensityScaling:
             raise ValueError(f"stack: expected {len(self.knots)} channels for {list(self.space.names)}, "
                              f"got shape {tuple(stack.shape)}")  # fmt: skip
         return stack
+
+
+def _channel_lists(knots: Knots, name: str, channels: int) -> list[list[list[float]]]:
+    """Return the pairs of every channel of a modality."""
+    nested = len(knots) > 0 and all(isinstance(v, Sequence) for pair in knots for v in pair)
+    lists: list[list[list[float]]] = [
+        [[float(a), float(b)] for a, b in pairs]
+        for pairs in (knots if nested else [knots] * channels)  # type: ignore
+    ]
+    if len(lists) != channels:
+        raise ValueError(f"knots of {name!r}: expected one list of pairs or {channels}, got {len(lists)}")
+    for pairs in lists:
+        if len(pairs) < 2 or not all(p[0] < q[0] and p[1] < q[1] for p, q in pairwise(pairs)):
+            raise ValueError(f"knots of {name!r}: expected two or more increasing pairs, got {pairs}")
+    return lists
 
 
 class _Ramps:

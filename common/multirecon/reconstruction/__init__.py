@@ -1,10 +1,12 @@
 """Reconstructors: the methods, as MONAI inferers."""
 
 from .base import Capability, ImageSource, PosteriorSampler, Reconstructor
+from .decomposition import ImageDomainDecomposition, ProjectionDomainDecomposition
 from .dictionaries import AnalysisReconstruction, SynthesisReconstruction
 from .fbp import FilteredBackProjection
 from .penalised_least_squares import PenalisedLeastSquares
 from .plug_and_play import PlugAndPlayADMM
+from .plug_and_play_stack import StackPlugAndPlayADMM
 from .posterior import DecomposedSampling, PosteriorSampling
 from .slicewise import SliceWise
 from .tikhonov import Tikhonov
@@ -17,13 +19,16 @@ __all__ = [
     "Capability",
     "DecomposedSampling",
     "FilteredBackProjection",
+    "ImageDomainDecomposition",
     "ImageSource",
     "PenalisedLeastSquares",
     "PlugAndPlayADMM",
     "PosteriorSampler",
     "PosteriorSampling",
+    "ProjectionDomainDecomposition",
     "Reconstructor",
     "SliceWise",
+    "StackPlugAndPlayADMM",
     "SynthesisReconstruction",
     "Tikhonov",
     "TotalVariationReconstruction",

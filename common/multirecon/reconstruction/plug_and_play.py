@@ -1,4 +1,4 @@
-r"""Plug-and-play ADMM for PET: the Poisson likelihood by expectation maximisation, a learned denoiser as the prior.
+r"""Plug-and-play ADMM, and its form for PET: the Poisson likelihood by expectation maximisation.
 
 With a firmly nonexpansive denoiser ``D`` the iteration converges to a solution of ``x = D(x - grad f(x) / rho)``; no
 cost function exists that it would minimise. What is guaranteed is the residual of ``w``, the argument of ``D``.
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..measurement import Measurement
+from ..solvers.data_steps import DataStep, EmissionStep
 from ..solvers.em import osem
-from ..solvers.em_engine import EMEngine, TorchEM, anchored_em, poisson_gradient
+from ..solvers.em_engine import EMEngine, TorchEM
 from .base import Callback, ImageSource
 from .em import EmissionCapability, EmissionReconstructor
 from .tuning import Tuning
@@ -35,10 +36,10 @@ class PlugAndPlay:
     """The outcome of a run.
 
     Args:
-        x: the non-negative image of the data step, ``(B, 1, *shape)``, in the unit of the start.
+        x: the non-negative image of the data step, ``(B, C, *shape)``, in the unit of the start.
         w: the last argument of the denoiser, in the same unit; pass it back as ``start`` to continue.
-        residuals: ``|w_k+1 - w_k| / |w_k|`` of every iteration, ``(iterations, B)``.
-        inner: EM iterations of every data step.
+        residuals: ``|w_k+1 - w_k| / |w_k|`` of every iteration, of ``w / c``, ``(iterations, B)``.
+        inner: iterations of every data step.
         kkt: residual of the optimality conditions of the last data step, ``(B,)``.
         error: the fixed-point error of ``x``, see :func:`fixed_point_error`, ``(B,)``.
     """
@@ -53,7 +54,7 @@ class PlugAndPlay:
 
 @torch.no_grad()
 def plug_and_play(
-    engine: EMEngine,
+    engine: EMEngine | DataStep,
     denoiser: Denoiser,
     start: Tensor,
     *,
@@ -68,17 +69,19 @@ def plug_and_play(
     r"""Run ``x <- argmin_{x >= 0} f(x) + rho / 2 |x - (v - u)|^2``, ``v <- c D((x + u) / c)``, ``u <- u + x - v``.
 
     In terms of ``w = x + u`` this is ``w <- w + prox(2 v - w) - v``: for a firmly nonexpansive ``D`` and a convex ``f``
-    an averaged map, so that ``|w_k+1 - w_k|`` never grows. The data step is De Pierro's iteration, warm-started at the
-    last ``x``; the scale ``c`` is fixed, for a rescaling from iteration to iteration is another operator than ``D``.
+    an averaged map, so that ``|w_k+1 - w_k|`` never grows (of ``w / c``, where channels differ in scale). The data step
+    is warm-started at the last ``x``; the scale ``c`` is fixed, for a rescaling from iteration to iteration is another
+    operator than ``D``.
 
     Args:
-        engine: one EM iteration of the data, of this library or an external program.
-        denoiser: ``D``, on images divided by ``c``, ``(B, 1, *shape)``.
-        start: the first ``w`` with ``u = 0``, a positive image ``(B, 1, *shape)``.
-        scale: ``c``, ``(B,)``, in the unit of the start.
+        engine: the data step, or one EM iteration of the data, of this library or an external program, around which De
+            Pierro's iteration is one.
+        denoiser: ``D``, on images divided by ``c``, ``(B, C, *shape)``.
+        start: the first ``w`` with ``u = 0``, a positive image ``(B, C, *shape)``.
+        scale: ``c``, ``(B,)`` or ``(B, C)``, in the unit of the start.
         rho: ``(B,)``, of the problem in ``x / c``.
         iterations: bound on the iterations.
-        inner_iterations: bound on the EM iterations of a data step.
+        inner_iterations: bound on the iterations of a data step.
         inner_tolerance: residual of its optimality conditions at which a data step ends.
         tolerance: end when the relative residual of ``w`` of every sample is at most this; 0 for all iterations.
         callback: called after each iteration with the image of the data step and ``{"residual": (B,), "kkt": (B,)}``.
@@ -89,19 +92,17 @@ def plug_and_play(
     References:
         sureau2023
     """
-    axes = [1] * (start.ndim - 1)
-    c = scale.reshape(-1, *axes).to(start)
-    strength = rho.reshape(-1, *axes).to(start) / c**2
+    step = _data_step(engine)
+    c, strength = _scaled(scale, rho, start)
     residuals: list[Tensor] = []
     inner: list[int] = []
     w, x = start, start.clamp_min(torch.finfo(start.dtype).tiny)
     v = c * denoiser(w / c)
     for iteration in range(1, iterations + 1):
-        x, count, kkt = anchored_em(engine, anchor=2 * v - w, rho=strength, x0=x, iterations=inner_iterations,
-                                    tolerance=inner_tolerance)  # fmt: skip
+        x, count, kkt = step.proximal(2 * v - w, strength, x, iterations=inner_iterations, tolerance=inner_tolerance)
         change = x - v
         w = w + change
-        residuals.append(_norm(change) / _norm(w).clamp_min(torch.finfo(w.dtype).tiny))
+        residuals.append(_norm(change / c) / _norm(w / c).clamp_min(torch.finfo(w.dtype).tiny))
         inner.append(count)
         v = c * denoiser(w / c)
         if callback is not None:
@@ -114,28 +115,27 @@ def plug_and_play(
 
 @torch.no_grad()
 def fixed_point_error(
-    engine: EMEngine, denoiser: Denoiser, x: Tensor, *, w: Tensor, scale: Tensor, rho: Tensor
+    engine: EMEngine | DataStep, denoiser: Denoiser, x: Tensor, *, w: Tensor, scale: Tensor, rho: Tensor
 ) -> Tensor:
-    r"""Return ``|x - D(x - grad f(x) / rho)| / |x|`` over the voxels with ``x > 0``, ``(B,)``.
+    r"""Return ``|x - D(x - grad f(x) / rho)| / |x|`` of ``x / c`` over the voxels with ``x > 0``, ``(B,)``.
 
     Where ``x = 0`` the gradient may point out of the constraint: a normal-cone term joins the equation there, and
     ``w``, which holds it, takes the place of the argument. The likelihood enters by its gradient, not by the iterates.
 
     Args:
-        engine: one EM iteration of the data.
+        engine: the data step, or one EM iteration of the data.
         denoiser: ``D``.
-        x: image ``(B, 1, *shape)``.
+        x: image ``(B, C, *shape)``.
         w: argument of the denoiser, in the unit of ``x``.
-        scale: ``c``, ``(B,)``.
+        scale: ``c``, ``(B,)`` or ``(B, C)``.
         rho: ``(B,)``.
     """
-    axes = [1] * (x.ndim - 1)
-    c, strength = scale.reshape(-1, *axes).to(x), rho.reshape(-1, *axes).to(x)
+    c, strength = _scaled(scale, rho, x)
     # EM approaches zero and never reaches it
     positive = x > 1e-4 * c
-    argument = torch.where(positive, x / c - c / strength * poisson_gradient(engine, x), w / c)
-    difference = torch.where(positive, x - c * denoiser(argument), torch.zeros_like(x))
-    return _norm(difference) / _norm(torch.where(positive, x, torch.zeros_like(x)))
+    argument = torch.where(positive, (x - _data_step(engine).gradient(x) / strength) / c, w / c)
+    difference = torch.where(positive, x / c - denoiser(argument), torch.zeros_like(x))
+    return _norm(difference) / _norm(torch.where(positive, x / c, torch.zeros_like(x)))
 
 
 def mean_activity(image: Tensor) -> Tensor:
@@ -292,6 +292,16 @@ def append_history(path: Path, name: str, run: PlugAndPlay) -> None:
             for k, (residual, inner) in enumerate(zip(run.residuals[:, sample].tolist(), run.inner, strict=True), 1):
                 writer.writerow([name, sample, k, f"{residual:.6e}", inner, ""])
             writer.writerow([name, sample, len(run.inner), "", "", f"{float(run.error[sample]):.6e}"])
+
+
+def _data_step(engine: EMEngine | DataStep) -> DataStep:
+    return engine if isinstance(engine, DataStep) else EmissionStep(engine)
+
+
+def _scaled(scale: Tensor, rho: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``c`` and the strength ``rho / c^2`` in the unit of an image, with its axes."""
+    c = scale.reshape(*scale.shape, *[1] * (image.ndim - scale.ndim)).to(image)
+    return c, rho.reshape(-1, *[1] * (image.ndim - 1)).to(image) / c**2
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..blocks import Blocks
 from ..likelihoods import BlockLikelihood, Gaussian, TransmissionPoisson, gaussian_approximation
 from ..measurement import Measurement
-from ..operators import Identity
 from ..priors import DiffusionPrior, SampleNoise, reverse_diffusion
 from ..solvers import data_proximal
 from .base import Callback, Capability, ImageSource, PosteriorSampler
+from .misfit import Misfit
 from .tuning import Tuning, block_kind
 
 __all__ = ["DecomposedSampling", "PosteriorSampling"]
@@ -44,7 +44,7 @@ class _DiffusionSampler(PosteriorSampler):
         self.autocast = None if autocast is None else getattr(torch, autocast)
         self.tuning = tuning
         self.capability = Capability(
-            likelihoods=frozenset({"gaussian", "poisson", "transmission_poisson"}),
+            likelihoods=frozenset({"gaussian", "poisson", "transmission_poisson", "polyenergetic_poisson"}),
             modalities=frozenset(prior.space.names),
             synthesises=True,
             ndim=frozenset({len(prior.space.shape)}),
@@ -267,12 +267,17 @@ class PosteriorSampling(_DiffusionSampler):
     with the ancestral step ``x'`` and one norm for each sample over all measured blocks (not squared: the step is
     inverse to the residual). DPS is the case of one modality. Blocks are made comparable in units of half the network's
     range: clean images by their scaling, counts through their Gaussian approximation, whitened data by the norm of the
-    operator; for multi-coil MR in [0, 1] that is the plain residual.
+    operator; for multi-coil MR in [0, 1] that is the plain residual. Counts behind several materials have no such
+    approximation: they keep their likelihood, whose square root takes the place of the norm (one-step decomposition).
 
     Args:
         prior: the diffusion prior.
         steps: number of steps (1000 as published).
         zeta: weight of the gradient; a tuned ``zeta`` (the mean of the blocks' values) goes before it.
+        exact: whether all counts keep their likelihood; see :class:`~multirecon.reconstruction.misfit.Misfit`.
+        precondition: whether the gradient is preconditioned for projections, as there. Steps then shrink with the
+            misfit by themselves; ``zeta``, of the order of 1, is the share of the image's error that one takes away.
+            They are taken in ``x_t / sqrt(abar_t)``, where the network's Jacobian bounds them at every noise level.
         num_samples: posterior samples whose mean is returned.
         autocast: precision inside the network, ``"bfloat16"`` or none.
         tuning: tuned settings by kind of block, may hold ``zeta``.
@@ -288,6 +293,8 @@ class PosteriorSampling(_DiffusionSampler):
         *,
         steps: int = 1000,
         zeta: float = 1.0,
+        exact: bool = False,
+        precondition: bool = False,
         num_samples: int = 1,
         autocast: str | None = None,
         tuning: Tuning | None = None,
@@ -297,54 +304,27 @@ class PosteriorSampling(_DiffusionSampler):
         if not zeta > 0:
             raise ValueError(f"zeta: expected > 0, got {zeta}")
         self.zeta = zeta
+        self.exact, self.precondition = exact, precondition
 
     def _sample(
         self, measurement: Measurement, network: nn.Module, noise: SampleNoise, callback: Callback | None
     ) -> Tensor:
         scaling = self.prior.scaling
         zetas = [self._setting("zeta", self.zeta, measurement, name) for name in measurement.available]
+        zeta = sum(zetas) / len(zetas) if zetas else 0.0
         sample = reverse_diffusion(
             self._denoiser(network),
             self.prior.schedule,
             noise,
             steps=self.steps,
             eta=1.0,
-            guide=_Misfit(measurement, self.prior) if measurement.available else None,
-            guidance=sum(zetas) / len(zetas) if zetas else 0.0,
+            guide=(
+                Misfit(measurement, self.prior, exact=self.exact, precondition=self.precondition)
+                if measurement.available
+                else None
+            ),
+            # the misfit is in units of half the range: its gradient is a quarter of that in units of the range
+            guidance=(lambda sigma: 4 * zeta / (1 + sigma**2)) if self.precondition else zeta,
             callback=None if callback is None else lambda k, x: callback(k, scaling.inverse(x)),
         )
         return scaling.inverse(sample)
-
-
-class _Misfit:
-    """``x0 -> (sum_m |y_m - A_m u_m|^2)^(1/2)`` per sample, in units of half the network's range."""
-
-    def __init__(self, measurement: Measurement, prior: DiffusionPrior) -> None:
-        space, self.scaling = prior.space, prior.scaling
-        self.operator = measurement.operator
-        self.channels = {name: space.channels(name) for name in measurement.available}
-        self.data: dict[str, Tensor] = {}
-        self.factor: dict[str, Tensor] = {}
-        middle = self.scaling.inverse(torch.zeros(1, space.num_channels, *[1] * len(space.shape)))
-        slope = self.scaling.slope(middle).flatten()
-        for name, channels in self.channels.items():
-            y = measurement.y[name]
-            if isinstance(measurement.operator[name], Identity):
-                full = torch.zeros(len(y), space.num_channels, *space.shape, dtype=y.dtype, device=y.device)
-                full[:, channels] = y
-                self.data[name] = self.scaling(full)[:, channels]
-                continue
-            self.data[name], noise = gaussian_approximation(measurement.likelihood[name], y)
-            weight = noise.weight(self.data[name])
-            unit = 0.5 * float(slope[channels.start]) / float(measurement.operator[name].norm())
-            self.factor[name] = unit * (weight / weight.mean()).sqrt()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        physical, total = self.scaling.inverse(x), torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        for name, channels in self.channels.items():
-            if name in self.factor:
-                residual = self.factor[name] * (self.data[name] - self.operator[name](physical[:, channels]))
-            else:
-                residual = 0.5 * (self.data[name] - x[:, channels])
-            total = total + residual.abs().square().flatten(1).sum(1)
-        return total.clamp_min(torch.finfo(x.dtype).tiny).sqrt()

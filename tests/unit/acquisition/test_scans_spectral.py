@@ -2,7 +2,15 @@ import pytest
 import torch
 from synthetic_head import fine_maps, pearson
 
-from multirecon.acquisition import Acquisition, InverseCrime, PolyenergeticCT, SpectralSlices, block_mean
+from multirecon.acquisition import (
+    Acquisition,
+    CachedSpectralSlices,
+    InverseCrime,
+    PolyenergeticCT,
+    SpectralSlices,
+    block_mean,
+)
+from multirecon.data.cached_slices import build
 from multirecon.likelihoods import PolyenergeticPoisson, log_transform
 from multirecon.measurement import Measurement
 from multirecon.operators import mass_attenuation
@@ -97,6 +105,25 @@ def test_slices_are_linear_in_the_densities_of_the_fine_grid():
     assert len(data) == 1
     with pytest.raises(ValueError, match="modalities: expected 'materials' or keys of energies_kev"):
         SpectralSlices("test", modalities=["ct_low"])
+
+
+def test_cached_slices_hold_the_same_channels(tmp_path):
+    grid = {"shape": (32, 32), "spacing_mm": 7.5}
+    knobs = {"spacing_mm": (7.5, 7.5, 7.5), "matrix": 32}
+    build(tmp_path / "set", "train", 1, stride=6, anatomies=["mni152"], config=knobs, progress=False, **grid)
+    energies = {"ct_bins": [44.0, 92.0]}
+    data = CachedSpectralSlices(tmp_path / "set", ["ct_bins", "materials"], energies_kev=energies, split="train")
+    item = data[0]
+    assert item["image"].shape == (4, 32, 32)
+    assert item["brain"].shape == (1, 32, 32)
+    mixing = mass_attenuation(["water", "bone"], energies["ct_bins"]).T
+    torch.testing.assert_close(item["image"][:2], torch.einsum("km,mhw->khw", mixing, item["image"][2:]))
+    assert float(item["image"][2].max()) > 0.8
+    assert float(item["image"].min()) >= -1e-3
+    with pytest.raises(ValueError, match="keys of energies_kev"):
+        CachedSpectralSlices(tmp_path / "set", ["ct_low"])
+    with pytest.raises(ValueError, match="split"):
+        CachedSpectralSlices(tmp_path / "set", split="validation")
 
 
 def test_what_does_not_fit_is_named():

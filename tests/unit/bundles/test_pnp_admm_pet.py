@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from multirecon.bundle import Bundle, load, load_network, read_weights
+from multirecon.networks import dncnn as net
 from multirecon.priors.nonexpansive import jacobian_norms, lipschitz_ratios, reflection
 from multirecon.priors.nonexpansive_training import RenewNorms
 from multirecon.reconstruction.plug_and_play import mean_activity
@@ -27,7 +28,7 @@ def module(name):
     return sys.modules[name]
 
 
-net, training, check = (module(f"pnp_admm_pet{part}") for part in ("", "_training", "_verification"))
+training, check = (module(f"pnp_admm_pet{part}") for part in ("_training", "_verification"))
 DnCNN, SpectralDnCNN, PreparePairs = net.DnCNN, net.SpectralDnCNN, training.PreparePairs
 SPACE = ImageSpace(["pet_fdg"], (48, 48), (4.0, 4.0))
 
@@ -40,7 +41,7 @@ def test_published_and_shipped_structure():
     assert parameters(DnCNN()) == 665_921
     assert parameters(DnCNN(8, 48)) == 125_617
     published = json.loads((ROOT / "configs" / "train_published.json").read_text())
-    assert published["network_def"] == {"_target_": "pnp_admm_pet.DnCNN", "layers": 20, "features": 64}
+    assert published["network_def"] == {"_target_": "multirecon.networks.dncnn.DnCNN", "layers": 20, "features": 64}
     assert not [m for m in DnCNN(8, 48).modules() if "Norm" in type(m).__name__]
 
 

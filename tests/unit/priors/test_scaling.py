@@ -51,6 +51,20 @@ def test_affine_modalities_say_so():
     assert scaling.affine("ct") is None
 
 
+def test_channels_of_a_modality_may_have_knots_of_their_own():
+    stack = ImageSpace([{"name": "ct_bins", "channels": 2, "unit": "1/cm"}], (1, 1), (1.0, 1.0))
+    knots = {"ct_bins": [[[0.0, -1.0], [0.8, 1.0]], [[0.0, -1.0], [0.4, 1.0]]]}
+    scaling = IntensityScaling(stack, knots=knots)
+    x = torch.tensor([0.4, 0.4]).reshape(1, 2, 1, 1)
+    assert scaling(x).flatten().tolist() == pytest.approx([0.0, 1.0])
+    torch.testing.assert_close(scaling.inverse(scaling(x)), x)
+    assert scaling.affine("ct_bins") is None
+    same = IntensityScaling(stack, knots={"ct_bins": [[0.0, -1.0], [0.8, 1.0]]})
+    assert same.affine("ct_bins") == pytest.approx((0.4, 0.4))
+    with pytest.raises(ValueError, match="one list of pairs or 2, got 3"):
+        IntensityScaling(stack, knots={"ct_bins": [knots["ct_bins"][0]] * 3})
+
+
 def test_own_knots_and_gradient():
     scaling = IntensityScaling(space(), knots={"t1": [[0.0, -1.0], [2.0, 1.0]]})
     assert float(scaling(stack(0.0))[0, 0]) == -0.75

@@ -16,7 +16,7 @@ from multirecon.priors import (
     reverse_diffusion,
 )
 from multirecon.reconstruction import DecomposedSampling, PosteriorSampling
-from multirecon.reconstruction.posterior import _Misfit
+from multirecon.reconstruction.misfit import Misfit
 from multirecon.space import ImageSpace
 
 SHAPE = (6, 6)
@@ -256,7 +256,7 @@ def test_samples_follow_the_posterior_of_a_linear_gaussian_problem():
 def test_gradient_of_the_misfit_matches_finite_differences():
     measurement = with_clean(sensing())
     prior = network_prior(clamp=None)
-    misfit, network = _Misfit(measurement.embed(prior.space), prior), Small()
+    misfit, network = Misfit(measurement.embed(prior.space), prior), Small()
     denoiser = prior.denoiser(network)
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(2, 2, *SHAPE, generator=generator).requires_grad_()
@@ -278,7 +278,7 @@ def test_misfit_is_the_plain_residual_norm_over_all_blocks():
     expected = (
         residual["t1"].abs().square().flatten(1).sum(1) + (scale * residual["flair"].abs()).square().flatten(1).sum(1)
     ).sqrt()
-    torch.testing.assert_close(_Misfit(measurement, prior)(2 * u - 1), expected)
+    torch.testing.assert_close(Misfit(measurement, prior)(2 * u - 1), expected)
 
 
 def test_guidance_reaches_missing_modalities_through_the_network():

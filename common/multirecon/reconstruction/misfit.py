@@ -1,0 +1,115 @@
+"""The misfit whose gradient guides a posterior sampler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..likelihoods import Gaussian, Likelihood, PolyenergeticPoisson, gaussian_approximation
+from ..measurement import Measurement
+from ..operators import Identity
+from ..priors import DiffusionPrior
+from ..solvers import decompose_counts
+
+__all__ = ["Misfit"]
+
+
+class Misfit:
+    r"""``x0 -> (sum_m |y_m - A_m u_m|^2)^(1/2)`` per sample, in units of half the network's range.
+
+    Residuals of counts are those of their Gaussian approximation, each over its standard deviation; a factor a block
+    brings them to the common unit. Where counts keep their likelihood, ``2 (-log p(y | A u))``, the deviance, takes the
+    place of the sum of squares, to which it is equal in second order.
+
+    With ``precondition`` the value is another one, whose gradient is ``P grad_x0 E``: ``E`` is half the sum of squares,
+    and ``P`` multiplies the frequency ``k`` by ``max(1, |k| / k_min)``. A projector's gram falls as ``1 / |k|``, so
+    that plain gradients reach fine detail only after many steps; ``P`` is symmetric and positive, the images at which
+    the gradient vanishes stay the same, and a step is near the error of the image instead of having a length of its
+    own.
+
+    Args:
+        measurement: data in the stack of the prior.
+        prior: the prior; its scaling leads to physical units.
+        exact: whether all counts keep their likelihood; those behind several materials always do.
+        precondition: whether the gradient is preconditioned for projections.
+
+    References:
+        chung2023dps
+    """
+
+    def __init__(
+        self, measurement: Measurement, prior: DiffusionPrior, *, exact: bool = False, precondition: bool = False
+    ) -> None:
+        space, self.scaling = prior.space, prior.scaling
+        self.operator, self.precondition = measurement.operator, precondition
+        self.channels = {name: space.channels(name) for name in measurement.available}
+        self.data: dict[str, Tensor] = {}
+        self.factor: dict[str, Tensor] = {}
+        self.likelihood: dict[str, Likelihood] = {}
+        middle = self.scaling.inverse(torch.zeros(1, space.num_channels, *[1] * len(space.shape)))
+        slope = self.scaling.slope(middle).flatten()
+        for name, channels in self.channels.items():
+            y, likelihood = measurement.y[name], measurement.likelihood[name]
+            if isinstance(measurement.operator[name], Identity):
+                full = torch.zeros(len(y), space.num_channels, *space.shape, dtype=y.dtype, device=y.device)
+                full[:, channels] = y
+                self.data[name] = self.scaling(full)[:, channels]
+                continue
+            unit = 0.5 * float(slope[channels].mean()) / float(measurement.operator[name].norm())
+            if isinstance(likelihood, PolyenergeticPoisson) or (exact and not isinstance(likelihood, Gaussian)):
+                self.data[name], self.likelihood[name] = y, likelihood
+                self.factor[name] = unit * _typical(_information(likelihood, y), len(y)).flatten().rsqrt()
+                continue
+            self.data[name], noise = gaussian_approximation(likelihood, y)
+            weight = noise.weight(self.data[name])
+            self.factor[name] = unit * (weight / _typical(weight, len(y))).sqrt()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the misfit ``(B,)`` of a clean estimate ``(B, C, *shape)`` in the range of the prior."""
+        if self.precondition:
+            with torch.enable_grad():
+                image = x.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(0.5 * self.squares(image).sum(), image)
+            return (_sharpened(gradient) * x).flatten(1).sum(1)
+        return self.squares(x).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+
+    def squares(self, x: Tensor) -> Tensor:
+        """Return the sum of squares ``(B,)``, or of deviances, of a clean estimate."""
+        physical, total = self.scaling.inverse(x), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        for name, channels in self.channels.items():
+            if name in self.likelihood:
+                z = self.operator[name](physical[:, channels])
+                total = total + 2 * self.factor[name] ** 2 * self.likelihood[name].nll(z, self.data[name])
+                continue
+            if name in self.factor:
+                residual = self.factor[name] * (self.data[name] - self.operator[name](physical[:, channels]))
+            else:
+                residual = 0.5 * (self.data[name] - x[:, channels])
+            total = total + residual.abs().square().flatten(1).sum(1)
+        return total
+
+
+def _sharpened(image: Tensor) -> Tensor:
+    """Return an image with every frequency times its distance from zero in units of the smallest one, at least 1."""
+    shape = image.shape[2:]
+    square = torch.zeros(shape, dtype=image.dtype, device=image.device)
+    for axis, n in enumerate(shape):
+        steps = torch.fft.fftfreq(n, 1 / n, dtype=image.dtype, device=image.device)
+        square = square + steps.reshape([-1 if a == axis else 1 for a in range(len(shape))]) ** 2
+    axes = list(range(2, image.ndim))
+    return torch.fft.ifftn(torch.fft.fftn(image, dim=axes) * square.sqrt().clamp_min(1.0), dim=axes).real
+
+
+def _information(likelihood: Likelihood, y: Tensor) -> Tensor:
+    """Return the weights of the line integrals, ``(B, C, ...)``."""
+    if isinstance(likelihood, PolyenergeticPoisson):
+        _, information = decompose_counts(likelihood, y)
+        return torch.diagonal(information, dim1=1, dim2=2).movedim(-1, 1)
+    return likelihood.weight(y)
+
+
+def _typical(weight: Tensor, batch: int) -> Tensor:
+    """Return the mean weight of every sample, with the axes of the data."""
+    if weight.ndim > 1 and len(weight) == batch:
+        return weight.flatten(1).mean(1).reshape(-1, *[1] * (weight.ndim - 1))
+    return weight.mean()

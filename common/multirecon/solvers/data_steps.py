@@ -1,0 +1,110 @@
+"""The data step of a splitting algorithm, ``argmin_{x >= 0} f(x) + sum rho_j / 2 (x_j - v_j)^2``, as one object."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from multirecon.likelihoods import BlockLikelihood
+from multirecon.operators import BlockDiagonal
+
+from ..blocks import Blocks
+from .em_engine import EMEngine, anchored_em, divide, poisson_gradient
+from .quasi_newton import bounded_quasi_newton
+from .terms import DataTerm
+
+__all__ = ["DataStep", "EmissionStep", "StackStep"]
+
+
+@runtime_checkable
+class DataStep(Protocol):
+    """What plug-and-play asks of the data: a proximal map over non-negative images, and the gradient."""
+
+    def proximal(
+        self, anchor: Tensor, rho: Tensor, x0: Tensor, *, iterations: int, tolerance: float
+    ) -> tuple[Tensor, int, Tensor]:
+        """Return the image, the iterations it took, and the relative residual of its optimality conditions ``(B,)``.
+
+        Args:
+            anchor: ``v``, ``(B, C, *shape)``.
+            rho: strength, broadcastable to the image, positive.
+            x0: start.
+            iterations: bound on the iterations.
+            tolerance: residual at which they end.
+        """
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient of ``f`` where ``x > 0``."""
+
+
+class EmissionStep:
+    """De Pierro's iteration around the EM iteration of a program.
+
+    Args:
+        engine: the EM iteration.
+    """
+
+    def __init__(self, engine: EMEngine) -> None:
+        self.engine = engine
+
+    def proximal(
+        self, anchor: Tensor, rho: Tensor, x0: Tensor, *, iterations: int, tolerance: float
+    ) -> tuple[Tensor, int, Tensor]:
+        """See :class:`DataStep`."""
+        return anchored_em(self.engine, anchor=anchor, rho=rho, x0=x0, iterations=iterations, tolerance=tolerance)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """See :class:`DataStep`."""
+        return poisson_gradient(self.engine, x)
+
+
+class StackStep:
+    r"""Projected quasi-Newton steps on the exact likelihood of every block of a stack.
+
+    Channels without data have ``f = 0``, so that their anchor comes back, cut at zero; channels that are given hold
+    the only image that they may: both are proximal maps of convex functions.
+
+    Args:
+        operator: block-diagonal ``A``.
+        likelihood: likelihoods with gradient and curvature.
+        y: data.
+        given: images of channels that are known without noise ``(B, C, *shape)``, and their mask ``(C,)``.
+        burst: iterations between two looks at the residual.
+    """
+
+    def __init__(
+        self,
+        operator: BlockDiagonal,
+        likelihood: BlockLikelihood,
+        y: Blocks,
+        *,
+        given: tuple[Tensor, Tensor] | None = None,
+        burst: int = 5,
+    ) -> None:
+        self.operator, self.likelihood, self.y, self.given, self.burst = operator, likelihood, y, given, burst
+        self.data = DataTerm(operator, likelihood, y)
+
+    def proximal(
+        self, anchor: Tensor, rho: Tensor, x0: Tensor, *, iterations: int, tolerance: float
+    ) -> tuple[Tensor, int, Tensor]:
+        """See :class:`DataStep`."""
+        x, count = x0, 0
+        while True:
+            x = bounded_quasi_newton(self.operator, self.likelihood, self.y, anchor=anchor, rho=rho, x0=x,
+                                     iterations=min(self.burst, iterations - count))  # fmt: skip
+            count = min(count + self.burst, iterations)
+            step = (self.gradient(x) + rho * (x - anchor)) / rho
+            moved = torch.linalg.vector_norm((x - (x - step).clamp_min(0)).flatten(1), dim=1)
+            residual = divide(moved, torch.linalg.vector_norm(x.flatten(1), dim=1))
+            if count >= iterations or bool((residual <= tolerance).all()):
+                break
+        if self.given is not None:
+            image, known = self.given
+            x = torch.where(known.reshape(1, -1, *[1] * (x.ndim - 2)), image, x)
+        return x, count, residual
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """See :class:`DataStep`."""
+        return self.data.adjoint(self.data.slopes(self.data.predict(x)))
