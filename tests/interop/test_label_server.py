@@ -29,6 +29,23 @@ SEED = 5
 # Every folder that offers to choose what is simulated: it estimates the rest. One without weights is no bundle yet.
 SYNTHESISERS = [b for b in map(Bundle, sorted(p.parents[1] for p in BUNDLES.glob("*/configs/inference.json")))
                 if "simulate" in options(b)]  # fmt: skip
+
+
+def modalities(bundle):
+    """Names of the stack of a bundle, in order."""
+    names = json.loads((bundle.configs / "inference.json").read_text())["space"]["modalities"]
+    return [n if isinstance(n, str) else n["name"] for n in names]
+
+
+def pairs(bundle):
+    """What is handed in and what is asked for: CT and FLAIR of T1 where the stack has them, else all pairs."""
+    names = modalities(bundle)
+    if "t1" in names:
+        return [("t1", target) for target in ("ct", "flair") if target in names]
+    return [(given, target) for given in names for target in names if given != target]
+
+
+SYNTHESES = [pytest.param(b, *pair, id="-".join((b.name, *pair))) for b in SYNTHESISERS for pair in pairs(b)]
 STARTS_IN, ANSWERS_IN = 600, 900  # seconds, on a busy machine
 
 
@@ -60,14 +77,13 @@ class Server:
 def channels(bundle):
     """Names of the channels that a bundle's defaults ask for, in order."""
     default = options(bundle).get("available")
-    names = json.loads((bundle.configs / "inference.json").read_text())["space"]["modalities"]
-    return default.split(", ") if default else [n if isinstance(n, str) else n["name"] for n in names]
+    return default.split(", ") if default else modalities(bundle)
 
 
 def short(bundle, **more):
     """Options with which three slices take seconds, the seed among them."""
     own = options(bundle)
-    wanted = {"seed": SEED, "steps": 3, "acceleration": 3, "views": 40, **more}
+    wanted = {"seed": SEED, "steps": 6, "acceleration": 3, "views": 40, **more}
     return {key: value for key, value in wanted.items() if key in own or key in more}
 
 
@@ -98,7 +114,7 @@ def server(tmp_path_factory):
     served += [drawn(b, place) for b in SYNTHESISERS if not b.weights.is_file()]
     app = prepare(place / "app", served, template=application_of(python))
     (place / "studies").mkdir()
-    for names in {tuple(channels(b)) for b in served} | {("t1",), ("flair",)}:
+    for names in {tuple(channels(b)) for b in served} | {(p.values[1],) for p in SYNTHESES} | {("flair",)}:
         nib.save(head(names), place / "studies" / f"{'-'.join(names)}.nii.gz")
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
@@ -190,15 +206,14 @@ def test_reconstruction_of_a_simulated_acquisition(server, stock, bundle, tmp_pa
     assert resemblance(given, answer.get_fdata()) > 0.8
 
 
-@pytest.mark.parametrize("target", ["ct", "flair"])
-@pytest.mark.parametrize("synthesiser", SYNTHESISERS, ids=lambda b: b.name)
-def test_synthesis_from_t1(server, stock, synthesiser, target, tmp_path):
-    """T1 alone goes in, CT or FLAIR comes out; until a prior has its weights, with drawn ones (mere noise)."""
+@pytest.mark.parametrize(("synthesiser", "given", "target"), SYNTHESES)
+def test_synthesis(server, stock, synthesiser, given, target, tmp_path):
+    """One modality goes in, another comes out; until a prior has its weights, with drawn ones (mere noise)."""
     bundle = server.bundles[synthesiser.name]
     print(f"{bundle.name}: {'own' if bundle.root == synthesiser.root else 'no weights yet, drawn'} weights")
     assert refusal(bundle) is None
-    name = study(server, ["t1"], tmp_path / "data")
-    params = short(bundle, available="t1", simulate="", target=target, steps=6)
+    name = study(server, [given], tmp_path / "data")
+    params = short(bundle, available=given, simulate="", target=target)
     answer = server.infer(bundle.name, name, tmp_path / "answer.nii.gz", **params)
     images = run_stock(stock, bundle, tmp_path / "data", tmp_path / "out", **as_overrides(params))
     assert_equal(answer, images[f"{name}_{target}.nii.gz"])

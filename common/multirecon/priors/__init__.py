@@ -1,5 +1,6 @@
 """Generative priors: noise schedules, the denoiser convention, diffusion priors and their training."""
 
+from .calibration import DenoiserError, measure_denoiser_error
 from .denoiser import Denoiser, HaarDomain, NetworkDenoiser, Parametrisation, PixelDomain, predicted_noise
 from .diffusion import DiffusionPrior, NoisyBatch
 from .generation import generate
@@ -10,6 +11,7 @@ from .schedules import NoiseSchedule
 
 __all__ = [
     "Denoiser",
+    "DenoiserError",
     "DiffusionPrior",
     "HaarDomain",
     "IntensityScaling",
@@ -23,6 +25,7 @@ __all__ = [
     "generate",
     "haar_analysis",
     "haar_synthesis",
+    "measure_denoiser_error",
     "predicted_noise",
     "reverse_diffusion",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..blocks import Blocks
 from ..likelihoods import BlockLikelihood, Gaussian, TransmissionPoisson, gaussian_approximation
 from ..measurement import Measurement
-from ..priors import DiffusionPrior, SampleNoise, reverse_diffusion
+from ..priors import DenoiserError, DiffusionPrior, SampleNoise, reverse_diffusion
 from ..solvers import data_proximal
 from .base import Callback, Capability, ImageSource, PosteriorSampler
 from .misfit import Misfit
@@ -97,6 +97,8 @@ class DecomposedSampling(_DiffusionSampler):
     The weight is ``rho = strength * (dx/du)^2 / v(sigma)``, whitened and dimensionless, with the error variance of a
     denoiser ``v = min(error * sigma^0.75, 1/4)`` in the network's range (a rough rule; the denoising PSNR in a
     prior's training curve says how far it holds): what the prior is trusted with falls as its noise level rises.
+    A measured :class:`~multirecon.priors.DenoiserError` as ``error`` replaces the rule by the error of this denoiser
+    for the modality and the value: the prior is then trusted in air and bone, and data at the borders.
     ``strength = 1`` weighs data and prior by their variances. ``perturb`` draws ``u~`` from the Gaussian that this
     problem is the mode of (data and estimate are perturbed by their own noise before it is solved); with
     ``noise_split="dds", eta=1``, every step then keeps the marginal posterior of its noise level where ``v`` is right,
@@ -112,8 +114,8 @@ class DecomposedSampling(_DiffusionSampler):
         order: 2 for the multistep solver.
         strength: weight of the prior in the correction, dimensionless; a tuned ``strength`` goes before it.
         weight: rule for ``rho``.
-        error: error variance of the denoiser at ``sigma = 1`` in the network's range, or its variance as a function of
-            ``sigma``.
+        error: error variance of the denoiser at ``sigma = 1`` in the network's range, its variance as a function of
+            ``sigma``, or a measured table.
         iterations: inner iterations of every correction.
         warm: whether a correction starts at the one before instead of the new estimate. The few iterations of all steps
             then add up, which projections need; both starts have the same limit.
@@ -140,7 +142,7 @@ class DecomposedSampling(_DiffusionSampler):
         order: Literal[1, 2] = 1,
         strength: float = 1.0,
         weight: Literal["error", "constant"] = "error",
-        error: float | Callable[[float], float] = 0.0108,
+        error: float | Callable[[float], float] | DenoiserError = 0.0108,
         iterations: int = 5,
         warm: bool = True,
         perturb: bool = False,
@@ -157,6 +159,8 @@ class DecomposedSampling(_DiffusionSampler):
             raise ValueError(f"strength, iterations: expected > 0, >= 1, got {strength}, {iterations}")
         if not callable(error) and not error > 0:
             raise ValueError(f"error: expected > 0, got {error}")
+        if isinstance(error, DenoiserError) and error.channels != prior.space.num_channels:
+            raise ValueError(f"error: expected a table of {prior.space.num_channels} channels, got {error.channels}")
         if weight not in ("error", "constant"):
             raise ValueError(f"weight: expected 'error' or 'constant', got {weight!r}")
         if not 0 < start <= 1 or (start < 1) != (initial is not None):
@@ -186,16 +190,18 @@ class DecomposedSampling(_DiffusionSampler):
 
         def correct(estimate: Tensor, sigma: float) -> Tensor:
             nonlocal physical
-            y = data.y
+            y, variance = data.y, self._error(sigma, estimate)
             if self.perturb and sigma > end:
-                estimate = estimate + self._error(sigma) ** 0.5 * noise()
+                estimate = estimate + torch.as_tensor(variance) ** 0.5 * noise()
                 y = self._perturbed(data, noise)
             prediction = scaling.inverse(estimate)
             slope = scaling.slope(prediction) ** 2
+            trusted = torch.as_tensor(variance, dtype=slope.dtype).expand_as(slope)
             rho = torch.ones_like(prediction)  # of missing modalities it is not used
             for name in data.available:
                 channels = space.channels(name)
-                rho[:, channels] = strengths[name] * self._trust(data, name, sigma) * slope[:, channels]
+                trust = self._constant(data, name) if self.weight == "constant" else 1 / trusted[:, channels]
+                rho[:, channels] = strengths[name] * trust * slope[:, channels]
             physical = data_proximal(
                 data.operator,
                 data.likelihood,
@@ -226,15 +232,16 @@ class DecomposedSampling(_DiffusionSampler):
         )
         return physical
 
-    def _trust(self, measurement: Measurement, name: str, sigma: float) -> Tensor | float:
-        if self.weight == "error":
-            return 1 / self._error(sigma)
+    @staticmethod
+    def _constant(measurement: Measurement, name: str) -> Tensor | float:
         likelihood = measurement.likelihood[name]
         if not isinstance(likelihood, Gaussian):
             raise ValueError(f"weight: expected 'error' for the {likelihood.kind} block {name!r}, got 'constant'")
         return 0.25 * likelihood.weight(measurement.y[name]).mean() if not likelihood.is_exact else 1.0
 
-    def _error(self, sigma: float) -> float:
+    def _error(self, sigma: float, estimate: Tensor) -> Tensor | float:
+        if isinstance(self.error, DenoiserError):
+            return self.error(sigma, estimate)
         return self.error(sigma) if callable(self.error) else min(self.error * sigma**0.75, 0.25)
 
     @staticmethod

@@ -8,6 +8,7 @@ from multirecon.likelihoods import BlockLikelihood, Gaussian, Poisson, Transmiss
 from multirecon.measurement import Measurement
 from multirecon.operators import BlockDiagonal, Identity, MaskedFourier, ParallelBeam
 from multirecon.priors import (
+    DenoiserError,
     DiffusionPrior,
     IntensityScaling,
     NoiseSchedule,
@@ -28,6 +29,17 @@ class Zero(torch.nn.Module):
 
     def forward(self, image, timestep=None):
         return torch.zeros_like(image)
+
+
+class Answers(torch.nn.Module):
+    """Estimates one image, whatever it is shown (x0-prediction)."""
+
+    def __init__(self, image):
+        super().__init__()
+        self.image = image
+
+    def forward(self, image, timestep=None):
+        return self.image.expand_as(image)
 
 
 class Small(torch.nn.Module):
@@ -176,6 +188,25 @@ def test_correction_solves_the_dense_problem():
         torch.testing.assert_close(result[i, 1].as_tensor().flatten(), expected, atol=1e-3, rtol=0)
     # nothing is known of t1 but the prior
     torch.testing.assert_close(result[:, 0].as_tensor(), torch.full((2, *SHAPE), (1 + MEAN[0]) / 2), atol=1e-3, rtol=0)
+
+
+def test_a_table_of_errors_weighs_every_pixel_by_its_value():
+    measurement, prior = sensing(), network_prior()
+    flat = DenoiserError([0.01, 100.0], [-1.0, 1.0], torch.full((2, 2, 2), 0.04))
+    plain, table = (DecomposedSampling(prior, steps=4, error=e) for e in (lambda sigma: 0.04, flat))
+    seeded = [sampler(measurement, Small(), generator=torch.Generator().manual_seed(1)) for sampler in (plain, table)]
+    torch.testing.assert_close(*seeded)
+    # where the estimate is trusted it stays, where it is not the data decide
+    anchor, y = torch.full((1, 1, *SHAPE), 0.5), torch.ones(1, 1, *SHAPE)
+    anchor[..., :3] = 0.0
+    operator = BlockDiagonal(space("t1"), {"t1": Identity((1, *SHAPE))})
+    clean = Measurement(Blocks({"t1": y}), operator, BlockLikelihood({"t1": Gaussian(0.1)}))
+    sure = DenoiserError([0.01, 100.0], [-1.0, 0.0], torch.tensor([1e-8, 1e2]).expand(2, 1, 2))
+    one = DiffusionPrior(space("t1"), prior.schedule, parametrisation=Parametrisation("sample"))
+    step = DecomposedSampling(one, steps=1, error=sure)
+    result = step(clean, Answers(2 * anchor - 1), generator=torch.Generator())
+    torch.testing.assert_close(result.as_tensor()[..., :3], anchor[..., :3], atol=1e-3, rtol=0)
+    torch.testing.assert_close(result.as_tensor()[..., 3:], y[..., 3:], atol=1e-3, rtol=0)
 
 
 def test_limits_of_the_weight():
