@@ -119,7 +119,8 @@ def further_task(name: str, folder: Path) -> Path | None:
 
 def with_weights(bundle: str, suffix: str, state: Mapping[str, Any], folder: Path) -> Path:
     """Return a copy of a bundle with other weights, as a method of its own: ``folder/<bundle>_<suffix>``."""
-    source, target = find(bundle), folder / f"{bundle}_{suffix}"
+    source = find(bundle)
+    target = folder / f"{source.name}_{suffix}"
     shutil.copytree(
         source.root, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("docs", "eval", "models", "__pycache__")
     )
