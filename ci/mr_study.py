@@ -50,7 +50,7 @@ OPPONENT = "tv_petmrct:directional"
 PSNR, SSIM = Quantity("flair", "psnr"), Quantity("flair", "ssim")
 DECIMALS = {"psnr": 2, "ssim": 4}
 TUNED = "mcvarnet_mr"
-SIGMAS = (0.005, 0.01, 0.03)
+SIGMAS = (0.005, 0.03)
 FINE_TUNING = {
     "decay": "True",
     "decay_steps": 160,
@@ -170,16 +170,16 @@ def chosen_methods(part: str, wanted: Sequence[str], out: Path, dataset: str) ->
     return select_methods(names)
 
 
-def run_reference(wanted: Sequence[str], out: Path) -> None:
+def run_reference(wanted: Sequence[str], out: Path, every: int) -> None:
     """Compute the scores with other references that are not there for the bundle as it is now."""
     for method in (m for m in GUIDED if m in wanted):
-        content = select_methods([method])[0].content
+        content = f"{select_methods([method])[0].content}, every {every}"
         for task in REFERENCE:
             path = out / "reference" / f"{method.replace(':', '_')}-{task}.json"
             if path.exists() and json.loads(path.read_text(encoding="utf-8"))["content"] == content:
                 continue
             print(f"{method} on {task}", flush=True)
-            scores = reference_control.control(method, task, show=True)
+            scores = reference_control.control(method, task, every=every, show=True)
             with atomic_path(path) as draft:
                 draft.write_text(json.dumps({"content": content, "scores": scores}), encoding="utf-8")
 
@@ -245,7 +245,9 @@ def reinitialised_table(sweep: Sweep, evidence: Evidence) -> str:
         ]
         if set(cells) != {"–"}:
             rows.append([f"`{method}`", *cells])
-    return table(["PSNR (dB), weights drawn anew minus trained", *sweep.tasks], rows)
+    runs = [evidence.records(Run(t, m)) for t in sweep.tasks.values() for m in sweep.methods]
+    note = f"n = {len({r.anatomy for found in runs for r in found})} anatomies."
+    return f"{table(['PSNR (dB), weights drawn anew minus trained', *sweep.tasks], rows)}\n\n{note}"
 
 
 def reference_table(out: Path) -> str:
@@ -262,8 +264,8 @@ def reference_table(out: Path) -> str:
             }
             for label in scores:
                 cells = reference_control.row(label, scores).strip("| ").split(" | ")
-                rows.append([f"`{method}`", task, *cells])
-    return table(["method", "task", "T1", "PSNR (dB)", "SSIM", "PSNR, paired difference"], rows)
+                rows.append([f"`{method}`", task, *cells, str(len(scores[label]))])
+    return table(["method", "task", "T1", "PSNR (dB)", "SSIM", "PSNR, paired difference", "slices"], rows)
 
 
 def main() -> int:
@@ -283,7 +285,7 @@ def main() -> int:
     try:
         for part in parts:
             if not arguments.tables and part == "reference":
-                run_reference(wanted, out)
+                run_reference(wanted, out, parse_shard(arguments.shard)[1])
             elif not arguments.tables:
                 names = SWEEPS[part].tasks.values()
                 asked = [tasks.load(further_task(name, out / "further") or name) for name in names]

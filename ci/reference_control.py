@@ -40,20 +40,22 @@ def with_reference(measurement: Measurement, name: str, image: Tensor) -> Measur
     return Measurement(y, measurement.operator, measurement.likelihood, measurement.metadata)
 
 
-def control(method: str, task_name: str, reference: str = "t1", *, show: bool = False) -> Scores:
+def control(method: str, task_name: str, reference: str = "t1", *, every: int = 1, show: bool = False) -> Scores:
     """Return the scores of a method on a task's small set with the reference as it is and changed.
 
     Args:
         method: NAME or NAME:VARIANT of a bundle.
         task_name: the task.
         reference: the clean modality that is changed.
+        every: take every n-th slice alone.
         show: print every change as soon as it is done.
     """
     name, _, variant = method.partition(":")
     workflow = load(name, variant or None, device="$torch.device('cpu')")
     network = load_network(workflow).eval()
     task = tasks.load(task_name)
-    samples = [task.samples("small")[i] for i in range(len(task.samples("small")))]
+    found = task.samples("small")
+    samples = [found[i] for i in range(0, len(found), every)]
     pairs = [task.measure(item) for item in samples]
     subjects = [str(item["id"]).rsplit("/", 1)[0] for item in samples]
     # the same place of the next subject
@@ -99,10 +101,11 @@ def main() -> None:
     parser.add_argument("method")
     parser.add_argument("--task", default="flair_x4_t1")
     parser.add_argument("--reference", default="t1")
+    parser.add_argument("--every", type=int, default=1, help="every n-th slice alone")
     arguments = parser.parse_args()
     print(f"{arguments.method} on {arguments.task}")
     print("| reference | PSNR (dB) | SSIM | PSNR, difference |\n|---|---|---|---|")
-    scores = control(arguments.method, arguments.task, arguments.reference, show=True)
+    scores = control(arguments.method, arguments.task, arguments.reference, every=arguments.every, show=True)
     print(f"{len(scores[AS_IT_IS])} samples of {len({v[0] for v in scores[AS_IT_IS]})} anatomies")
 
 
