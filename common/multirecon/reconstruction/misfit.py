@@ -13,6 +13,9 @@ from ..solvers import decompose_counts
 
 __all__ = ["Misfit"]
 
+_FLOOR = 0.01
+"""Smallest share of the mean information that is inverted."""
+
 
 class Misfit:
     r"""``x0 -> (sum_m |y_m - A_m u_m|^2)^(1/2)`` per sample, in units of half the network's range.
@@ -22,10 +25,11 @@ class Misfit:
     place of the sum of squares, to which it is equal in second order.
 
     With ``precondition`` the value is another one, whose gradient is ``P grad_x0 E``: ``E`` is half the sum of squares,
-    and ``P`` multiplies the frequency ``k`` by ``max(1, |k| / k_min)``. A projector's gram falls as ``1 / |k|``, so
-    that plain gradients reach fine detail only after many steps; ``P`` is symmetric and positive, the images at which
-    the gradient vanishes stay the same, and a step is near the error of the image instead of having a length of its
-    own.
+    and ``P`` multiplies the frequency ``k`` by ``max(1, |k| / k_min)`` and the channels of a block by the inverse of
+    their mean information: a projector's gram falls as ``1 / |k|``, bins differ in counts, and counts tell a sum of
+    materials well and their difference badly, so that plain gradients reach detail and mixture only after many steps.
+    ``P`` is symmetric and positive, the images at which the gradient vanishes stay the same, and a step is near the
+    error of the image instead of having a length of its own.
 
     Args:
         measurement: data in the stack of the prior.
@@ -46,6 +50,7 @@ class Misfit:
         self.data: dict[str, Tensor] = {}
         self.factor: dict[str, Tensor] = {}
         self.likelihood: dict[str, Likelihood] = {}
+        self.inverse: dict[str, Tensor] = {}
         middle = self.scaling.inverse(torch.zeros(1, space.num_channels, *[1] * len(space.shape)))
         slope = self.scaling.slope(middle).flatten()
         for name, channels in self.channels.items():
@@ -58,11 +63,15 @@ class Misfit:
             unit = 0.5 * float(slope[channels].mean()) / float(measurement.operator[name].norm())
             if isinstance(likelihood, PolyenergeticPoisson) or (exact and not isinstance(likelihood, Gaussian)):
                 self.data[name], self.likelihood[name] = y, likelihood
-                self.factor[name] = unit * _typical(_information(likelihood, y), len(y)).flatten().rsqrt()
-                continue
-            self.data[name], noise = gaussian_approximation(likelihood, y)
-            weight = noise.weight(self.data[name])
-            self.factor[name] = unit * (weight / _typical(weight, len(y))).sqrt()
+                information = _information(likelihood, y)
+                self.factor[name] = unit * torch.diagonal(information, dim1=1, dim2=2).mean(1).rsqrt()
+            else:
+                self.data[name], noise = gaussian_approximation(likelihood, y)
+                weight = noise.weight(self.data[name])
+                self.factor[name] = unit * (weight / _typical(weight, len(y))).sqrt()
+                information = _means(weight, self.data[name])
+            if precondition and information.shape[1] == len(slope[channels]):  # coils are not channels of the image
+                self.inverse[name] = _inverse(information, slope[channels].to(information))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the misfit ``(B,)`` of a clean estimate ``(B, C, *shape)`` in the range of the prior."""
@@ -70,7 +79,11 @@ class Misfit:
             with torch.enable_grad():
                 image = x.detach().requires_grad_()
                 (gradient,) = torch.autograd.grad(0.5 * self.squares(image).sum(), image)
-            return (_sharpened(gradient) * x).flatten(1).sum(1)
+            gradient = _sharpened(gradient)
+            for name, inverse in self.inverse.items():
+                here = self.channels[name]
+                gradient[:, here] = torch.einsum("bij,bj...->bi...", inverse.to(gradient), gradient[:, here])
+            return (gradient * x).flatten(1).sum(1)
         return self.squares(x).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
 
     def squares(self, x: Tensor) -> Tensor:
@@ -101,11 +114,23 @@ def _sharpened(image: Tensor) -> Tensor:
 
 
 def _information(likelihood: Likelihood, y: Tensor) -> Tensor:
-    """Return the weights of the line integrals, ``(B, C, ...)``."""
+    """Return the mean information of the line integrals of a ray, ``(B, C, C)``."""
     if isinstance(likelihood, PolyenergeticPoisson):
-        _, information = decompose_counts(likelihood, y)
-        return torch.diagonal(information, dim1=1, dim2=2).movedim(-1, 1)
-    return likelihood.weight(y)
+        return decompose_counts(likelihood, y)[1].flatten(3).mean(3)
+    return _means(likelihood.weight(y), y)
+
+
+def _means(weight: Tensor, data: Tensor) -> Tensor:
+    """Return the mean weights of the channels as diagonal matrices, ``(B, C, C)``."""
+    return torch.diag_embed(weight.expand(data.shape).flatten(2).mean(2))
+
+
+def _inverse(information: Tensor, slope: Tensor) -> Tensor:
+    """Return the inverse of the information in the range of the network, one for a matrix of equal eigenvalues."""
+    scaled = information / (slope[:, None] * slope)
+    size = torch.diagonal(scaled, dim1=1, dim2=2).mean(1).clamp_min(1e-30)[:, None, None]
+    eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+    return (1 + _FLOOR) * torch.linalg.inv(scaled / size + _FLOOR * eye)
 
 
 def _typical(weight: Tensor, batch: int) -> Tensor:
