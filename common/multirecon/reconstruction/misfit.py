@@ -13,9 +13,6 @@ from ..solvers import decompose_counts
 
 __all__ = ["Misfit"]
 
-_FLOOR = 0.01
-"""Smallest share of the mean information that is inverted."""
-
 
 class Misfit:
     r"""``x0 -> (sum_m |y_m - A_m u_m|^2)^(1/2)`` per sample, in units of half the network's range.
@@ -25,9 +22,10 @@ class Misfit:
     place of the sum of squares, to which it is equal in second order.
 
     With ``precondition`` the value is another one, whose gradient is ``P grad_x0 E``: ``E`` is half the sum of squares,
-    and ``P`` multiplies the frequency ``k`` by ``max(1, |k| / k_min)`` and the channels of a block by the inverse of
-    their mean information: a projector's gram falls as ``1 / |k|``, bins differ in counts, and counts tell a sum of
-    materials well and their difference badly, so that plain gradients reach detail and mixture only after many steps.
+    and ``P`` multiplies the frequency ``k`` by ``max(1, |k| / k_min)`` and every channel of a block by the inverse of
+    its mean information: a projector's gram falls as ``1 / |k|`` and bins differ in counts, so that plain gradients
+    reach detail only after many steps. Materials are not told apart by it: the inverse of their joint information is
+    unstable where a ray's spectrum differs from the mean one.
     ``P`` is symmetric and positive, the images at which the gradient vanishes stay the same, and a step is near the
     error of the image instead of having a length of its own.
 
@@ -64,14 +62,15 @@ class Misfit:
             if isinstance(likelihood, PolyenergeticPoisson) or (exact and not isinstance(likelihood, Gaussian)):
                 self.data[name], self.likelihood[name] = y, likelihood
                 information = _information(likelihood, y)
-                self.factor[name] = unit * torch.diagonal(information, dim1=1, dim2=2).mean(1).rsqrt()
+                self.factor[name] = unit * information.mean(1).rsqrt()
             else:
                 self.data[name], noise = gaussian_approximation(likelihood, y)
                 weight = noise.weight(self.data[name])
                 self.factor[name] = unit * (weight / _typical(weight, len(y))).sqrt()
                 information = _means(weight, self.data[name])
             if precondition and information.shape[1] == len(slope[channels]):  # coils are not channels of the image
-                self.inverse[name] = _inverse(information, slope[channels].to(information))
+                scaled = information / slope[channels].to(information) ** 2
+                self.inverse[name] = scaled.mean(1, keepdim=True) / scaled.clamp_min(1e-30)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the misfit ``(B,)`` of a clean estimate ``(B, C, *shape)`` in the range of the prior."""
@@ -82,7 +81,7 @@ class Misfit:
             gradient = _sharpened(gradient)
             for name, inverse in self.inverse.items():
                 here = self.channels[name]
-                gradient[:, here] = torch.einsum("bij,bj...->bi...", inverse.to(gradient), gradient[:, here])
+                gradient[:, here] *= inverse.reshape(*inverse.shape, *[1] * (x.ndim - 2)).to(gradient)
             return (gradient * x).flatten(1).sum(1)
         return self.squares(x).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
 
@@ -114,23 +113,16 @@ def _sharpened(image: Tensor) -> Tensor:
 
 
 def _information(likelihood: Likelihood, y: Tensor) -> Tensor:
-    """Return the mean information of the line integrals of a ray, ``(B, C, C)``."""
+    """Return the mean information of a ray on the line integrals of every channel, ``(B, C)``."""
     if isinstance(likelihood, PolyenergeticPoisson):
-        return decompose_counts(likelihood, y)[1].flatten(3).mean(3)
+        information = decompose_counts(likelihood, y)[1]
+        return torch.diagonal(information.flatten(3).mean(3), dim1=1, dim2=2)
     return _means(likelihood.weight(y), y)
 
 
 def _means(weight: Tensor, data: Tensor) -> Tensor:
-    """Return the mean weights of the channels as diagonal matrices, ``(B, C, C)``."""
-    return torch.diag_embed(weight.expand(data.shape).flatten(2).mean(2))
-
-
-def _inverse(information: Tensor, slope: Tensor) -> Tensor:
-    """Return the inverse of the information in the range of the network, one for a matrix of equal eigenvalues."""
-    scaled = information / (slope[:, None] * slope)
-    size = torch.diagonal(scaled, dim1=1, dim2=2).mean(1).clamp_min(1e-30)[:, None, None]
-    eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-    return (1 + _FLOOR) * torch.linalg.inv(scaled / size + _FLOOR * eye)
+    """Return the mean weights of the channels, ``(B, C)``."""
+    return weight.expand(data.shape).flatten(2).mean(2)
 
 
 def _typical(weight: Tensor, batch: int) -> Tensor:
