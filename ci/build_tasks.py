@@ -216,6 +216,16 @@ def paper_mr() -> list[dict[str, Any]]:
     return [*tasks, timings]
 
 
+def second_contrast() -> list[dict[str, Any]]:
+    """The questions about FLAIR, of T2: what was learned for one contrast need not hold for another."""
+    start = "T2 from 4x equispaced k-space (8 coils, sigma 0.01, true maps) with a clean T1"
+    centre = "T2 from k-space of every 4th line and 24 centre lines (rate 2.6, 8 coils, estimated maps) with a clean T1"
+    return [
+        task("t2_x4_t1", start, "mr", {"t2": mr(), **T1}),
+        task("t2_x4c_t1", centre, "mr", {"t2": clinical(), **T1}),
+    ]
+
+
 def clinical_mr() -> list[dict[str, Any]]:
     start = "FLAIR from k-space of every 4th line and 24 centre lines (rate 2.6, 8 coils, estimated maps)"
     parts = {"": ({}, ""), "_t1": (T1, " with a clean T1"), "_t1_t2star": (T1_T2STAR, " with clean T1 and T2*"),
@@ -392,7 +402,17 @@ def volumes() -> list[dict[str, Any]]:
 
 def catalogue() -> dict[str, str]:
     """Return file name -> content."""
-    groups = paper_mr(), clinical_mr(), patterns(), transmission(), emission(), synthesis(), energies(), volumes()
+    groups = (
+        paper_mr(),
+        clinical_mr(),
+        second_contrast(),
+        patterns(),
+        transmission(),
+        emission(),
+        synthesis(),
+        energies(),
+        volumes(),
+    )
     return {f"{t['name']}.json": json.dumps(t, indent=2) + "\n" for group in groups for t in group}
 
 
