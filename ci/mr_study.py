@@ -24,6 +24,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -190,11 +191,17 @@ def text_of(values: Mapping[Key, tuple[str, float]], metric: str, *, sign: bool 
 
 
 def on_common_slices(evidence: Evidence, names: Sequence[str], methods: Sequence[str]) -> Evidence:
-    """Return the evidence of some tasks with the slices alone that every method with results on a task answered."""
+    """Return the evidence of some tasks with the slices alone that at least half of the methods answered.
+
+    A method that lacks an anatomy which another one has on a task (its run has not come that far) is left out there.
+    """
     kept = []
     for task in names:
         runs = [found for m in methods if (found := evidence.records(Run(task, m)))]
-        shared = set.intersection(*({r.sample for r in found} for found in runs)) if runs else set()
+        anatomies = {r.anatomy for found in runs for r in found}
+        runs = [found for found in runs if {r.anatomy for r in found} == anatomies]
+        answers = Counter(sample for found in runs for sample in {r.sample for r in found})
+        shared = {sample for sample, count in answers.items() if 2 * count >= max(2, len(runs))}
         kept += [r for found in runs for r in found if r.sample in shared]
     return Evidence(replace(evidence.selection, records=tuple(kept)))
 

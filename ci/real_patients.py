@@ -164,7 +164,8 @@ def score_table(out: Path, methods: Sequence[str]) -> str:
             for s in patients:
                 scores, base = found.get((task, s, m)), found.get((task, "simulated", m))
                 gaps.append(f"{mean(scores, 'psnr@brain') - mean(base, 'psnr@brain'):+.2f}" if scores and base else "–")
-            rows.append([f"`{m}`", task, *gaps, *cells])
+            if set(gaps + cells) != {"–"}:
+                rows.append([f"`{m}`", task, *gaps, *cells])
     head = ["brain PSNR (dB)", "task", *(f"{names[s]} minus simulated" for s in patients),
             *(f"lead over `{OPPONENT}`, {names[s]}" for s in there)]  # fmt: skip
     parts.append(table(head, rows))

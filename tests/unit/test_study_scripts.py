@@ -81,9 +81,12 @@ def test_tables_of_a_sweep(script):
         for k, task in enumerate(("flair_x4_t1", "flair_x4_t1_shift3"))
         for anatomy in ("09", "15")
     ]
-    # a slice that one method alone has answered is left out
+    # left out: a slice that one method of three has answered, and a method that lacks an anatomy
     alone = replace(result("flair_x4_t1", "mcvarnet_mr", 99.0), sample="09/0/2")
-    text = study.sweep_tables("misregistration", Evidence(select([*records, alone])))
+    third = [result("flair_x4_t1", "minet_mr", 20.0, a) for a in ("09", "15")]
+    short = result("flair_x4_t1", "discdiff_mr:fast", 50.0)
+    text = study.sweep_tables("misregistration", Evidence(select([*records, alone, *third, short])))
+    assert "50.00" not in text
     assert "| `mcvarnet_mr` | 33.50 [33.00, 34.00] | – | – | 31.00 [30.50, 31.50] | – |" in text
     assert "| `mcvarnet_mr` | -1.00 [-1.00, -1.00] | – | – | -2.50 [-2.50, -2.50] | – |" in text  # to TV
     assert "| `mcvarnet_mr` | – | – | -2.50 [-2.50, -2.50] | – |" in text  # to its own result in register
