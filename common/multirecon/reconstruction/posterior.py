@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -84,6 +84,13 @@ class _DiffusionSampler(PosteriorSampler):
         return default if self.tuning is None else self.tuning(name, block_kind(measurement, block))
 
 
+_ERROR = 0.0108  # error variance of a denoiser at sigma = 1: the rule of thumb of DecomposedSampling
+
+
+def _rule(error: float, sigma: float) -> float:
+    return min(error * sigma**0.75, 0.25)
+
+
 class DecomposedSampling(_DiffusionSampler):
     r"""Modality-decomposed sampling (MDS): after each denoising step the clean estimate is made to agree with the data.
 
@@ -98,7 +105,9 @@ class DecomposedSampling(_DiffusionSampler):
     denoiser ``v = min(error * sigma^0.75, 1/4)`` in the network's range (a rough rule; the denoising PSNR in a
     prior's training curve says how far it holds): what the prior is trusted with falls as its noise level rises.
     A measured :class:`~multirecon.priors.DenoiserError` as ``error`` replaces the rule by the error of this denoiser
-    for the modality and the value: the prior is then trusted in air and bone, and data at the borders.
+    for the modality and the value: the prior is then trusted in air and bone, and data at the borders. The table
+    is measured under independent noise, and errors of a run are not independent of its earlier steps; ``calibration``
+    goes from the rule (0) to the table (1), ``v = table^c rule^(1 - c)``.
     ``strength = 1`` weighs data and prior by their variances. ``perturb`` draws ``u~`` from the Gaussian that this
     problem is the mode of (data and estimate are perturbed by their own noise before it is solved); with
     ``noise_split="dds", eta=1``, every step then keeps the marginal posterior of its noise level where ``v`` is right,
@@ -116,6 +125,7 @@ class DecomposedSampling(_DiffusionSampler):
         weight: rule for ``rho``.
         error: error variance of the denoiser at ``sigma = 1`` in the network's range, its variance as a function of
             ``sigma``, or a measured table.
+        calibration: how far a table replaces the rule, 0 to 1; a tuned ``calibration`` goes before it.
         iterations: inner iterations of every correction.
         warm: whether a correction starts at the one before instead of the new estimate. The few iterations of all steps
             then add up, which projections need; both starts have the same limit.
@@ -142,7 +152,8 @@ class DecomposedSampling(_DiffusionSampler):
         order: Literal[1, 2] = 1,
         strength: float = 1.0,
         weight: Literal["error", "constant"] = "error",
-        error: float | Callable[[float], float] | DenoiserError = 0.0108,
+        error: float | Callable[[float], float] | DenoiserError = _ERROR,
+        calibration: float = 1.0,
         iterations: int = 5,
         warm: bool = True,
         perturb: bool = False,
@@ -161,6 +172,8 @@ class DecomposedSampling(_DiffusionSampler):
             raise ValueError(f"error: expected > 0, got {error}")
         if isinstance(error, DenoiserError) and error.channels != prior.space.num_channels:
             raise ValueError(f"error: expected a table of {prior.space.num_channels} channels, got {error.channels}")
+        if not 0 <= calibration <= 1:
+            raise ValueError(f"calibration: expected 0 to 1, got {calibration}")
         if weight not in ("error", "constant"):
             raise ValueError(f"weight: expected 'error' or 'constant', got {weight!r}")
         if not 0 < start <= 1 or (start < 1) != (initial is not None):
@@ -173,6 +186,7 @@ class DecomposedSampling(_DiffusionSampler):
         self.strength = strength
         self.weight = weight
         self.error = error
+        self.calibration = calibration
         self.iterations = iterations
         self.warm = warm
         self.perturb = perturb
@@ -186,21 +200,21 @@ class DecomposedSampling(_DiffusionSampler):
         scaling, space = self.prior.scaling, self.prior.space
         data = self._simplified(measurement)
         strengths = {name: self._setting("strength", self.strength, measurement, name) for name in data.available}
+        shares = {name: self._setting("calibration", self.calibration, measurement, name) for name in data.available}
         physical, end = torch.empty(0), self.prior.schedule.sigma_range[0]
 
         def correct(estimate: Tensor, sigma: float) -> Tensor:
             nonlocal physical
-            y, variance = data.y, self._error(sigma, estimate)
+            y, variance = data.y, self._error(sigma, estimate, shares)
             if self.perturb and sigma > end:
-                estimate = estimate + torch.as_tensor(variance) ** 0.5 * noise()
+                estimate = estimate + variance.sqrt() * noise()
                 y = self._perturbed(data, noise)
             prediction = scaling.inverse(estimate)
             slope = scaling.slope(prediction) ** 2
-            trusted = torch.as_tensor(variance, dtype=slope.dtype).expand_as(slope)
             rho = torch.ones_like(prediction)  # of missing modalities it is not used
             for name in data.available:
                 channels = space.channels(name)
-                trust = self._constant(data, name) if self.weight == "constant" else 1 / trusted[:, channels]
+                trust = self._constant(data, name) if self.weight == "constant" else 1 / variance[:, channels]
                 rho[:, channels] = strengths[name] * trust * slope[:, channels]
             physical = data_proximal(
                 data.operator,
@@ -239,10 +253,16 @@ class DecomposedSampling(_DiffusionSampler):
             raise ValueError(f"weight: expected 'error' for the {likelihood.kind} block {name!r}, got 'constant'")
         return 0.25 * likelihood.weight(measurement.y[name]).mean() if not likelihood.is_exact else 1.0
 
-    def _error(self, sigma: float, estimate: Tensor) -> Tensor | float:
-        if isinstance(self.error, DenoiserError):
-            return self.error(sigma, estimate)
-        return self.error(sigma) if callable(self.error) else min(self.error * sigma**0.75, 0.25)
+    def _error(self, sigma: float, estimate: Tensor, shares: Mapping[str, float]) -> Tensor:
+        """Return the error variance of an estimate, shaped like it."""
+        if not isinstance(self.error, DenoiserError):
+            rule = self.error(sigma) if callable(self.error) else _rule(self.error, sigma)
+            return torch.full_like(estimate, rule)
+        rule, variance = _rule(_ERROR, sigma), self.error(sigma, estimate)
+        for name, share in shares.items():
+            channels = self.prior.space.channels(name)
+            variance[:, channels] = variance[:, channels] ** share * rule ** (1 - share)
+        return variance
 
     @staticmethod
     def _perturbed(measurement: Measurement, noise: SampleNoise) -> Blocks:

@@ -196,6 +196,10 @@ def test_a_table_of_errors_weighs_every_pixel_by_its_value():
     plain, table = (DecomposedSampling(prior, steps=4, error=e) for e in (lambda sigma: 0.04, flat))
     seeded = [sampler(measurement, Small(), generator=torch.Generator().manual_seed(1)) for sampler in (plain, table)]
     torch.testing.assert_close(*seeded)
+    steep = DenoiserError([0.01, 100.0], [-1.0, 1.0], torch.tensor([0.001, 0.3]).expand(2, 2, 2))
+    rule, none = (DecomposedSampling(prior, steps=4, **o) for o in ({}, {"error": steep, "calibration": 0.0}))
+    seeded = [sampler(measurement, Small(), generator=torch.Generator().manual_seed(1)) for sampler in (rule, none)]
+    torch.testing.assert_close(*seeded)
     # where the estimate is trusted it stays, where it is not the data decide
     anchor, y = torch.full((1, 1, *SHAPE), 0.5), torch.ones(1, 1, *SHAPE)
     anchor[..., :3] = 0.0
@@ -408,6 +412,7 @@ def test_warm_start_and_the_multistep_solver():
         ({"strength": 0.0}, "strength"),
         ({"error": -1.0}, "error"),
         ({"iterations": 0}, "iterations"),
+        ({"calibration": 1.5}, "calibration"),
         ({"weight": "none"}, "weight"),
         ({"start": 0.5}, "initial"),
         ({"autocast": "int8"}, "autocast"),
