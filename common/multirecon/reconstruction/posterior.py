@@ -200,7 +200,8 @@ class DecomposedSampling(_DiffusionSampler):
         scaling, space = self.prior.scaling, self.prior.space
         data = self._simplified(measurement)
         strengths = {name: self._setting("strength", self.strength, measurement, name) for name in data.available}
-        shares = {name: self._setting("calibration", self.calibration, measurement, name) for name in data.available}
+        tempered = data.available if isinstance(self.error, DenoiserError) else ()
+        shares = {name: self._setting("calibration", self.calibration, measurement, name) for name in tempered}
         physical, end = torch.empty(0), self.prior.schedule.sigma_range[0]
 
         def correct(estimate: Tensor, sigma: float) -> Tensor:

@@ -16,7 +16,7 @@ from multirecon.priors import (
     SampleNoise,
     reverse_diffusion,
 )
-from multirecon.reconstruction import DecomposedSampling, PosteriorSampling
+from multirecon.reconstruction import DecomposedSampling, PosteriorSampling, Tuning
 from multirecon.reconstruction.misfit import Misfit
 from multirecon.space import ImageSpace
 
@@ -200,6 +200,9 @@ def test_a_table_of_errors_weighs_every_pixel_by_its_value():
     rule, none = (DecomposedSampling(prior, steps=4, **o) for o in ({}, {"error": steep, "calibration": 0.0}))
     seeded = [sampler(measurement, Small(), generator=torch.Generator().manual_seed(1)) for sampler in (rule, none)]
     torch.testing.assert_close(*seeded)
+    # bundles without a table need not know the setting
+    few = DecomposedSampling(prior, steps=4, tuning=Tuning({"strength": 1.0}))
+    torch.testing.assert_close(few(measurement, Small(), generator=torch.Generator().manual_seed(1)), seeded[0])
     # where the estimate is trusted it stays, where it is not the data decide
     anchor, y = torch.full((1, 1, *SHAPE), 0.5), torch.ones(1, 1, *SHAPE)
     anchor[..., :3] = 0.0
