@@ -41,7 +41,7 @@ class DenoiserError:
 
     Example:
         >>> error = DenoiserError([0.1, 1.0], [-1.0, 1.0], [[[0.01, 0.04]], [[0.01, 0.04]]])
-        >>> [round(v, 3) for v in error(0.5, torch.tensor([[-1.0, 0.0, 1.0]])).flatten().tolist()]
+        >>> [round(v, 3) for v in error(0.5, torch.tensor([[[-1.0, 0.0, 1.0]]])).flatten().tolist()]
         [0.01, 0.02, 0.04]
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,10 +103,8 @@ class IntensityScaling:
 def _channel_lists(knots: Knots, name: str, channels: int) -> list[list[list[float]]]:
     """Return the pairs of every channel of a modality."""
     nested = len(knots) > 0 and all(isinstance(v, Sequence) for pair in knots for v in pair)
-    lists: list[list[list[float]]] = [
-        [[float(a), float(b)] for a, b in pairs]
-        for pairs in (knots if nested else [knots] * channels)  # type: ignore
-    ]
+    per_channel: list[Any] = list(knots) if nested else [knots] * channels
+    lists = [[[float(a), float(b)] for a, b in pairs] for pairs in per_channel]
     if len(lists) != channels:
         raise ValueError(f"knots of {name!r}: expected one list of pairs or {channels}, got {len(lists)}")
     for pairs in lists:
