@@ -15,8 +15,8 @@ from multirecon.acquisition import Acquisition, PETScan
 from multirecon.bundle.weights import read_weights, write_weights
 from multirecon.data.materials import attenuation_511, unit_to_hu
 from multirecon.networks.dncnn import SpectralDnCNN
-from multirecon.priors.nonexpansive_training import FollowedStep
-from multirecon.priors.training import keyed_generator
+from multirecon.priors.patches import patches_around
+from multirecon.priors.training import FollowsStep, keyed_generator
 from multirecon.space import ImageSpace
 
 __all__ = ["PreparePairs", "certify_weights"]
@@ -27,7 +27,7 @@ SUPPORT = 0.01
 """Share of the largest activity above which a pixel counts for the scale of an image."""
 
 
-class PreparePairs(FollowedStep, PrepareBatch):
+class PreparePairs(FollowsStep, PrepareBatch):
     r"""Turns clean slices of CT and PET into pairs ``(x~, x)`` of patches, both divided by the mean activity ``c``.
 
     * ``"fixed_point"``: a scan ``y`` of the slice is simulated by the scanner's own model, with attenuation from the
@@ -87,7 +87,6 @@ class PreparePairs(FollowedStep, PrepareBatch):
         self.space, self.mode, self.level, self.white = space, mode, level, white
         self.counts, self.patch, self.patches = tuple(counts), patch, patches
         self.augmentation, self.seed, self.rank = augmentation, seed, rank
-        super().__init__()
         self.name = space.names[0]
         # no mismatch: the disturbance has mean zero at the truth
         self.scans = [
@@ -110,7 +109,8 @@ class PreparePairs(FollowedStep, PrepareBatch):
             brain = torch.as_tensor(batchdata["brain"], dtype=torch.float32)
             image = self.augmentation(image, brain, generator=generator)
         pairs = [self.pair(one[None], generator) for one in image]
-        cut = torch.cat([self._cut(pair, generator) for pair in pairs])
+        size = {"patch": self.patch, "count": self.patches, "generator": generator}
+        cut = torch.cat([patches_around(pair[0], pair[0, 0] > 0, **size) for pair in pairs])
         if self.augmentation is not None:  # the scale is estimated from a noisy image when the denoiser is used
             cut = cut * (1 + 0.2 * (torch.rand(len(cut), 1, 1, 1, generator=generator) - 0.5))
         cut = cut.to(device, non_blocking=non_blocking)
@@ -135,22 +135,6 @@ class PreparePairs(FollowedStep, PrepareBatch):
         step = self.level / gradient[support].square().mean().sqrt()
         noisy = x - step * gradient + self.white * torch.randn(x.shape, generator=generator)
         return torch.cat([x, noisy], dim=1)
-
-    def _cut(self, pair: Tensor, generator: torch.Generator) -> Tensor:
-        """Return patches around emitting pixels; the whole image where the patch is as large."""
-        height, width = pair.shape[2:]
-        if self.patch >= min(height, width):
-            return pair
-        inside = torch.nonzero(pair[0, 0] > 0)
-        parts = []
-        for _ in range(self.patches):
-            centre = torch.tensor([height // 2, width // 2])
-            if len(inside):
-                centre = inside[int(torch.randint(len(inside), (), generator=generator))]
-            top, left = ((centre - self.patch // 2).clamp_min(0)).tolist()
-            top, left = min(top, height - self.patch), min(left, width - self.patch)
-            parts.append(pair[:, :, top : top + self.patch, left : left + self.patch])
-        return torch.cat(parts)
 
 
 def certify_weights(path: str | os.PathLike[str], *, network: SpectralDnCNN) -> str:

@@ -9,13 +9,13 @@ import torch
 from monai.engines import PrepareBatch
 from torch import Tensor
 
-from multirecon.priors.nonexpansive_training import FollowedStep
-from multirecon.priors.training import keyed_generator
+from multirecon.priors.patches import patches_around
+from multirecon.priors.training import FollowsStep, keyed_generator
 
 __all__ = ["PreparePatches"]
 
 
-class PreparePatches(FollowedStep, PrepareBatch):
+class PreparePatches(FollowsStep, PrepareBatch):
     r"""Turns slices into pairs ``u + sigma n -> u`` of patches, every energy divided by its fixed scale.
 
     The same noise level in all energies, in units of the scales: the norm in which the denoiser is nonexpansive. Noise,
@@ -45,7 +45,6 @@ class PreparePatches(FollowedStep, PrepareBatch):
         seed: int = 0,
         rank: int = 0,
     ) -> None:
-        super().__init__()
         if not sigma > 0 or not all(s > 0 for s in scales):
             raise ValueError(f"scales, sigma: expected numbers > 0, got {list(scales)}, {sigma}")
         self.scales = torch.tensor([float(s) for s in scales])
@@ -71,23 +70,9 @@ class PreparePatches(FollowedStep, PrepareBatch):
         if self.augmentation is not None:
             brain = torch.as_tensor(batchdata["brain"], dtype=torch.float32)
             image = self.augmentation(image, brain, generator=generator)
-        clean = torch.cat([self._cut(one, generator) for one in image / self.scales.reshape(1, -1, 1, 1)])
+        scaled = image / self.scales.reshape(1, -1, 1, 1)
+        size = {"patch": self.patch, "count": self.patches, "generator": generator}
+        clean = torch.cat([patches_around(one, one[0] > 0.1, **size) for one in scaled])
         noisy = clean + self.sigma * torch.randn(clean.shape, generator=generator)
         pair = torch.cat([clean, noisy], dim=1).to(device, non_blocking=non_blocking)
         return pair[:, len(self.scales) :], pair
-
-    def _cut(self, stack: Tensor, generator: torch.Generator) -> Tensor:
-        """Return patches around pixels of the head; the whole image where the patch is as large."""
-        height, width = stack.shape[1:]
-        if self.patch >= min(height, width):
-            return stack[None]
-        inside = torch.nonzero(stack[0] > 0.1)
-        parts = []
-        for _ in range(self.patches):
-            centre = torch.tensor([height // 2, width // 2])
-            if len(inside):
-                centre = inside[int(torch.randint(len(inside), (), generator=generator))]
-            top, left = ((centre - self.patch // 2).clamp_min(0)).tolist()
-            top, left = min(top, height - self.patch), min(left, width - self.patch)
-            parts.append(stack[:, top : top + self.patch, left : left + self.patch])
-        return torch.stack(parts)

@@ -140,8 +140,6 @@ def measure_denoiser_error(
     Raises:
         ValueError: if there are no images.
     """
-    if units not in ("physical", "unit"):
-        raise ValueError(f"units: expected 'physical' or 'unit', got {units!r}")
     stacks = list(images)
     if not stacks:
         raise ValueError("images: expected at least one, got none")
@@ -155,7 +153,7 @@ def measure_denoiser_error(
     count = torch.zeros_like(total)
     for image in tqdm(stacks, desc="denoiser error", unit="image", leave=False):
         stack = torch.as_tensor(image, dtype=torch.float32, device=device)[None]
-        x0 = 2 * stack - 1 if units == "unit" else prior.scaling(stack)
+        x0 = prior.to_range(stack, units)
         for level, sigma in enumerate(sigmas.tolist()):
             noise = torch.randn(x0.shape, generator=generator).to(device)
             with torch.no_grad():

@@ -34,6 +34,17 @@ class NoisyBatch:
     sigma: Tensor
 
 
+def check_units(units: str) -> str:
+    """Return the units of a stack, ``"physical"`` or ``"unit"``.
+
+    Raises:
+        ValueError: if they are neither.
+    """
+    if units not in ("physical", "unit"):
+        raise ValueError(f"units: expected 'physical' or 'unit', got {units!r}")
+    return units
+
+
 class DiffusionPrior:
     r"""An unconditional diffusion prior of the stack of ``space``: schedule, parametrisation, domain and scaling.
 
@@ -88,6 +99,10 @@ class DiffusionPrior:
             clamp=self.clamp,
             autocast=autocast,
         )
+
+    def to_range(self, stack: Tensor, units: str) -> Tensor:
+        """Return a stack in the network's range, from ``"physical"`` or ``"unit"`` (about [0, 1]) units."""
+        return 2 * stack - 1 if check_units(units) == "unit" else self.scaling(stack)
 
     def draw_levels(self, count: int, generator: torch.Generator) -> Tensor:
         """Return ``count`` noise levels for times uniform over the schedule, one in each of ``count`` equal parts.

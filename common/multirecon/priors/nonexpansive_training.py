@@ -1,4 +1,4 @@
-"""Training of firmly nonexpansive denoisers: what follows the steps, and the metrics of validation."""
+"""Training of firmly nonexpansive denoisers: the norms of its layers, and the metrics of validation."""
 
 from __future__ import annotations
 
@@ -9,21 +9,7 @@ from torch import Tensor, nn
 
 from .nonexpansive import jacobian_norms, reflection
 
-__all__ = ["DenoisedPSNR", "FollowedStep", "ReflectionNorm", "RenewNorms"]
-
-
-class FollowedStep:
-    """Knows the step of the engine it is attached to; without one every batch counts as step 0 (validation)."""
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def attach(self, engine: Engine) -> None:
-        """Follow the engine's iteration."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self._follow)
-
-    def _follow(self, engine: Engine) -> None:
-        self.step = engine.state.iteration
+__all__ = ["DenoisedPSNR", "ReflectionNorm", "RenewNorms"]
 
 
 class DenoisedPSNR(Metric):

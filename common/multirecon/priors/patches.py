@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["PatchGrid", "random_patches"]
+__all__ = ["PatchGrid", "patches_around", "random_patches"]
 
 
 class PatchGrid:
@@ -121,3 +121,30 @@ def random_patches(
             for r, c in (divmod(place, width) for place in chosen)
         ]
     )
+
+
+def patches_around(image: Tensor, inside: Tensor, *, patch: int, count: int, generator: torch.Generator) -> Tensor:
+    """Return patches of one image around random pixels of an object, moved where they would leave the image.
+
+    Args:
+        image: ``(C, H, W)``.
+        inside: the object's pixels ``(H, W)``; without any the patches lie in the middle.
+        patch: side of the patches in pixels.
+        count: number of patches.
+        generator: CPU generator.
+
+    Returns:
+        ``(count, C, patch, patch)``; the whole image, once, where a patch is as large.
+    """
+    height, width = image.shape[1:]
+    if patch >= min(height, width):
+        return image[None]
+    places, parts = torch.nonzero(inside), []
+    for _ in range(count):
+        centre = torch.tensor([height // 2, width // 2])
+        if len(places):
+            centre = places[int(torch.randint(len(places), (), generator=generator))]
+        top, left = ((centre - patch // 2).clamp_min(0)).tolist()
+        top, left = min(top, height - patch), min(left, width - patch)
+        parts.append(image[:, top : top + patch, left : left + patch])
+    return torch.stack(parts)

@@ -18,7 +18,7 @@ from monai.utils import evenly_divisible_all_gather
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from .diffusion import DiffusionPrior
+from .diffusion import DiffusionPrior, check_units
 
 __all__ = ["BandLoss", "DenoisingInferer", "DenoisingPSNR", "NetworkInferer", "PrepareDenoising", "PrepareNoisy",
            "StepBatchSampler", "coefficient_statistics", "denoising_metrics"]  # fmt: skip
@@ -104,16 +104,6 @@ def _tensor(image: Any, device: Any, non_blocking: bool) -> Tensor:
     return plain.to(device=device, dtype=torch.float32, non_blocking=non_blocking)
 
 
-def _checked(units: str) -> str:
-    if units not in ("physical", "unit"):
-        raise ValueError(f"units: expected 'physical' or 'unit', got {units!r}")
-    return units
-
-
-def _to_range(image: Tensor, prior: DiffusionPrior, units: str) -> Tensor:
-    return 2 * image - 1 if units == "unit" else prior.scaling(image)
-
-
 class FollowsStep:
     """What draws its random numbers by the engine's iteration, which a resumed run takes up again."""
 
@@ -153,7 +143,7 @@ class PrepareNoisy(FollowsStep, PrepareBatch):
         rank: int = 0,
     ) -> None:
         self.prior = prior
-        self.units = _checked(units)
+        self.units = check_units(units)
         self.augmentation = augmentation
         self.seed, self.rank = seed, rank
 
@@ -171,7 +161,7 @@ class PrepareNoisy(FollowsStep, PrepareBatch):
             brain = _tensor(batchdata["brain"], device, non_blocking) if "brain" in batchdata else None
             generator = keyed_generator("augment", self.seed, self.step, self.rank)
             image = self.augmentation(image, brain, generator=generator)
-        x0 = _to_range(image, self.prior, self.units)
+        x0 = self.prior.to_range(image, self.units)
         noisy = self.prior.noisy_batch(x0, keyed_generator("noise", self.seed, self.step, self.rank, device=x0.device))
         return noisy.image, noisy.target, (noisy.timestep,), {}
 
@@ -243,7 +233,7 @@ class PrepareDenoising(PrepareBatch):
     ) -> None:
         self.prior = prior
         self.sigmas = tuple(sigmas)
-        self.units = _checked(units)
+        self.units = check_units(units)
         self.seed = seed
 
     def __call__(
@@ -254,7 +244,7 @@ class PrepareDenoising(PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple[Tensor], dict[str, Any]]:
         """Return ``(noisy, clean, (sigma,), {})`` with ``len(sigmas) * B`` samples, level by level."""
-        x0 = _to_range(_tensor(batchdata["image"], device, non_blocking), self.prior, self.units)
+        x0 = self.prior.to_range(_tensor(batchdata["image"], device, non_blocking), self.units)
         noise = torch.randn(x0.shape, generator=keyed_generator("denoise", self.seed)).to(x0)
         noisy = torch.cat([x0 + sigma * noise for sigma in self.sigmas])
         levels = torch.tensor(self.sigmas, device=x0.device).repeat_interleave(len(x0))
@@ -331,7 +321,7 @@ def coefficient_statistics(
     """
     total, square, count = torch.zeros(()), torch.zeros(()), 0
     for image in images:
-        x0 = _to_range(torch.as_tensor(image, dtype=torch.float64)[None], prior, _checked(units))
+        x0 = prior.to_range(torch.as_tensor(image, dtype=torch.float64)[None], units)
         w = prior.domain.forward(x0)[0].flatten(1)
         total, square, count = total + w.sum(1), square + w.square().sum(1), count + w.shape[1]
     if not count:

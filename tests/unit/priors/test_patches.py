@@ -5,7 +5,7 @@ import torch
 
 from multirecon.priors import IntensityScaling
 from multirecon.priors.latent_training import BetaVAELoss, EvidenceInferer, PreparePatches
-from multirecon.priors.patches import PatchGrid, random_patches
+from multirecon.priors.patches import PatchGrid, patches_around, random_patches
 from multirecon.space import ImageSpace, Modality
 
 SPACE = ImageSpace([Modality("ct", unit="1/cm", scale=0.2), "pet_fdg"], (24, 20), (8.0, 8.0))
@@ -126,3 +126,15 @@ def test_mixed_precision_returns_single_precision():
 
     out = EvidenceInferer(autocast="bfloat16")(torch.ones(1, 2), network, torch.ones(1, 2))
     assert [t.dtype for t in out] == [torch.float32, torch.float32]
+
+
+def test_patches_around_an_object_hold_it_and_stay_inside_the_image():
+    image = torch.arange(2 * 12 * 10.0).reshape(2, 12, 10)
+    inside = torch.zeros(12, 10, dtype=torch.bool)
+    inside[11, 0] = True  # in a corner: the patch is moved into the image
+    options = {"count": 3, "generator": torch.Generator().manual_seed(0)}
+    corner = patches_around(image, inside, patch=4, **options)
+    assert torch.equal(corner, image[None, :, 8:, :4].expand(3, -1, -1, -1))
+    middle = patches_around(image, ~inside & inside, patch=4, **options)
+    assert torch.equal(middle[0], image[:, 4:8, 3:7])
+    assert torch.equal(patches_around(image, inside, patch=10, **options), image[None])

@@ -196,28 +196,26 @@ def test_one_step_with_one_material_and_one_energy_is_sampling_of_that_bin():
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=2e-3)
 
 
-def test_exact_and_approximate_misfit_agree_at_high_counts():
-    space = stack("ct", 1)
-    truth = 0.2 * densities()[:, :1]
-    likelihood = TransmissionPoisson(1e7)
+def one_bin(photons):
+    """Attenuation of a single energy, its counts, and a prior for it."""
+    space, truth, likelihood = stack("ct", 1), 0.2 * densities()[:, :1], TransmissionPoisson(photons)
     y = likelihood.sample(beam(1)(truth), torch.Generator().manual_seed(0))
     data = Measurement(Blocks({"ct": y}), BlockDiagonal(space, {"ct": beam(1)}), BlockLikelihood({"ct": likelihood}))
-    prior = prior_of(space, [0.3])
+    return truth, data, prior_of(space, [0.3])
+
+
+def test_exact_and_approximate_misfit_agree_at_high_counts():
+    truth, data, prior = one_bin(1e7)
     x = prior.scaling(truth + 1e-4)
     torch.testing.assert_close(Misfit(data, prior)(x), Misfit(data, prior, exact=True)(x), rtol=2e-2, atol=0)
 
 
 def test_the_misfit_falls_to_the_expected_deviance_as_guidance_grows():
-    space = stack("ct", 1)
-    truth = 0.2 * densities()[:, :1]
-    likelihood = TransmissionPoisson(1e4)
-    y = likelihood.sample(beam(1)(truth), torch.Generator().manual_seed(0))
-    data = Measurement(Blocks({"ct": y}), BlockDiagonal(space, {"ct": beam(1)}), BlockLikelihood({"ct": likelihood}))
-    prior = prior_of(space, [0.3])
+    _, data, prior = one_bin(1e4)
     deviances = []
     for zeta in (1e-9, 0.1, 0.4):
         image = PosteriorSampling(prior, steps=100, zeta=zeta)(data, Small(1)).as_tensor()
-        deviances.append(2 * float(data.data_fidelity(image)) / y.numel())
+        deviances.append(2 * float(data.data_fidelity(image)) / data.y["ct"].numel())
     assert deviances[0] > deviances[1] > deviances[2]
 
 
