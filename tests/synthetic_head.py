@@ -38,11 +38,20 @@ def fine_maps(size: int, *, soft: bool = False) -> dict[str, torch.Tensor]:
     return maps
 
 
-def item(names: list[str], size: int, energies: dict[str, list[float]] | None = None) -> dict[str, object]:
-    """Return an item like those of the data sets: the named modalities on a grid of `size` and on the 2x finer one."""
+def item(
+    names: list[str], size: int, energies: dict[str, list[float]] | None = None, *, iodine: bool = False
+) -> dict[str, object]:
+    """Return an item like those of the data sets: the named modalities on a grid of `size` and on the 2x finer one.
+
+    With `iodine` a third material fills the lesion, 8 mg/mL.
+    """
     maps = fine_maps(2 * size)
+    basis = ("water", "bone", "iodine")[: 2 + iodine]
+    if iodine:
+        lesion = (maps["pet_fdg"] == _VALUES["pet_fdg"][-1]).float()
+        maps["materials"] = torch.cat([maps["materials"], 8e-3 * lesion], dim=1)
     for name, kev in (energies or {}).items():
-        kappa = mass_attenuation(("water", "bone"), kev)
+        kappa = mass_attenuation(basis, kev)
         maps[name] = torch.einsum("mk,bmhw->bkhw", kappa, maps["materials"])
     fine = torch.cat([maps[name] for name in names], dim=1)
     return {

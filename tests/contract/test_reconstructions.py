@@ -30,7 +30,8 @@ TASKS = tasks.names()
 def structure(name):
     """What a capability can see of a task: modalities, grid, kinds of scans, targets; not doses, views or noise."""
     config = tasks.load(name).config
-    modalities = [m if isinstance(m, str) else m["name"] for m in config["space"]["modalities"]]
+    named = [m if isinstance(m, dict) else {"name": m} for m in config["space"]["modalities"]]
+    modalities = [(m["name"], m.get("channels", 1)) for m in named]
     scans = {key: scan["_target_"] for key, scan in config["acquisition"]["scans"].items()}
     return json.dumps([modalities, config["space"]["shape"], scans, config["targets"]], sort_keys=True)
 

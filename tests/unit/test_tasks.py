@@ -56,7 +56,9 @@ def small(tmp_path_factory):
 def sample(task):
     dataset = task.config["dataset"]
     if len(task.space.shape) == 2:
-        return item(dataset["modalities"], task.space.shape[0], dataset.get("energies_kev"))
+        return item(
+            dataset["modalities"], task.space.shape[0], dataset.get("energies_kev"), iodine="contrast" in dataset
+        )
     flat = item(dataset["modalities"], COARSE)
     # a slanted head: every fine slice lies one fine voxel beside the one below
     tall = {k: torch.stack([flat[k].roll(n, -1) for n in range(2 * DEPTH)], -1) for k in ("fine", "attenuation_fine")}
@@ -184,7 +186,7 @@ def test_misregistration_grows_with_the_number_in_the_name(small):
 
 def test_samples_come_with_what_the_physics_needs():
     """The packaged slices, at full size: one task of each data set."""
-    for name, number in (("petct_lowdose", 3), ("dect_sparse", 3), ("petct3d_lowdose", 0)):
+    for name, number in (("petct_lowdose", 3), ("dect_sparse", 3), ("petct3d_lowdose", 0), ("materials_iodine", 3)):
         task = tasks.load(name)
         asked = task.samples("small")[number]
         assert {"fine", "image", "attenuation_fine"} <= set(asked)
@@ -192,6 +194,35 @@ def test_samples_come_with_what_the_physics_needs():
         for block in measurement.available:
             assert pearson(measurement, truth, block)[0] < 6
         assert str(asked["id"]).startswith(tuple(f"{anatomy}/" for anatomy, _ in task.samples("small").samples))
+
+
+@pytest.mark.parametrize("name", ["dect_sparse", "spectralct_lowdose", "materials_lowdose"])
+def test_scanner_b_asks_for_the_same_images_from_other_data(name, small):
+    usual, other = small(name), small(f"{name}_scanner_b")
+    assert (other.space.to_dict(), other.targets) == (usual.space.to_dict(), usual.targets)
+    (first, truth), (second, same) = usual.measure(sample(usual)), other.measure(sample(other))
+    assert torch.equal(truth, same)
+    for block in first.available:
+        assert first.operator[block].projector.kind != second.operator[block].projector.kind
+        assert first.y[block].shape != second.y[block].shape
+        kinds = {m.likelihood[block].kind for m in (first, second)}
+        assert len(kinds) == 1
+        assert usual.acquisition.scans[block].mismatch()
+        assert usual.acquisition.scans[block].kvp != other.acquisition.scans[block].kvp
+
+
+def test_iodine_is_measured_and_asked_for():
+    task = tasks.load("materials_iodine")
+    asked = task.samples("small")[0]  # the embedded anatomy or a test subject, with its own contrast or none
+    assert asked["materials_fine"].shape == (3, 256, 256)
+    assert set(asked["contrast"]) == {"vessel", "insert_2", "insert_5", "insert_10"}
+    assert task.space["materials"].channels == 3
+    none = torch.tensor([1.0, 1.0, 0.0])[:, None, None]
+    without = {**asked, **{key: asked[key] * none for key in ("fine", "image", "materials_fine")}}
+    (with_iodine, _), (plain, truth) = task.measure(asked), task.measure(without)
+    assert float(truth[:, 2].abs().max()) == 0
+    changed = not torch.equal(with_iodine.y["materials"], plain.y["materials"])
+    assert changed == (float(asked["image"][2].max()) > 0)
 
 
 def test_other_timings_are_drawn_from_a_wider_range():

@@ -16,7 +16,8 @@ from .misregistration import Misregistered
 from .mr import CartesianMR
 from .patterns import HadamardCamera
 from .pet import PETScan
-from .spectral import CachedSpectralSlices, PolyenergeticCT, SpectralSlices
+from .spectral import PolyenergeticCT
+from .spectral_slices import CachedSpectralSlices, SpectralSlices
 from .volumes import PETScan3D, StackedCT
 
 __all__ = [

@@ -1,35 +1,22 @@
-"""Simulated spectral CT: polyenergetic counts in one or several energy bins, and the slices it measures."""
+"""Simulated spectral CT: polyenergetic counts in one or several energy bins."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import pi
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
-from torch.utils.data import Dataset
 
-from ..data.cached_slices import CachedSlices
-from ..data.datasets import PhantomSlices
-from ..data.materials import materials_from_hu
 from ..likelihoods import Likelihood, PolyenergeticPoisson, TransmissionPoisson, log_transform
 from ..likelihoods.poisson import draw_counts
-from ..operators import (
-    ParallelBeam,
-    SpectralProjector,
-    energy_bins,
-    mass_attenuation,
-    tube_spectrum,
-)
+from ..operators import SpectralProjector, energy_bins, mass_attenuation, tube_spectrum
 from .base import Scan, ScanContext, ScanResult
-from .ct import covering_bins, rays_per_bin
+from .ct import FanCT, ParallelCT, TransmissionScan, rays_per_bin
+from .spectral_slices import BASIS
 
-__all__ = ["CachedSpectralSlices", "PolyenergeticCT", "SpectralSlices", "attenuation_at", "water_excess"]
+__all__ = ["PolyenergeticCT", "water_excess"]
 
-BASIS = ("water", "bone")
 MODELS = ("polyenergetic", "effective")
 _LOWEST_KEV = 20.0
 _STEP_KEV, _MODEL_STEP_KEV = 2.0, 5.0
@@ -41,11 +28,14 @@ class PolyenergeticCT(Scan):
     The densities are the true fine maps ``"materials"`` of the sample; the spectrum is sampled every 2 keV and the
     detector blurs energies. One threshold makes a scan at one tube voltage (dual energy: two such scans).
 
-    The ``"polyenergetic"`` model (unknown: the densities) assumes another tube filter, no energy blur and steps of
-    5 keV, scaled to the blank scan. The ``"effective"`` one (unknown: one attenuation image a bin,
-    ``y ~ Poisson(I0 exp(-P x_k) + s)``) corrects beam hardening as scanners do, for water: with ``f`` the curve from
-    measured to single-energy logarithms, calibrated on water, ``I0 = I exp(f(p) - p)`` at ``p = log(I / y)``, so that
-    the logarithm of the data is ``f(p)``; bone still hardens the beam.
+    The ``"polyenergetic"`` model (unknown: the densities) assumes another tube filter, another energy blur (none by
+    default) and wider steps of energy, scaled to the blank scan. The ``"effective"`` one (unknown: one attenuation
+    image a bin, ``y ~ Poisson(I0 exp(-P x_k) + s)``) corrects beam hardening as scanners do, for water: with ``f`` the
+    curve from measured to single-energy logarithms, calibrated on water, ``I0 = I exp(f(p) - p)`` at
+    ``p = log(I / y)``, so that the logarithm of the data is ``f(p)``; bone still hardens the beam. A scanner that is
+    not ``calibrated`` has that curve from the assumed spectrum.
+
+    The beam is parallel, or a fan where ``source_mm`` and ``detector_mm`` are given.
 
     Args:
         views: number of views over ``arc``.
@@ -54,15 +44,22 @@ class PolyenergeticCT(Scan):
         photons: counts in air of a detector bin, all energy bins together.
         model: ``"polyenergetic"`` or ``"effective"``.
         energies_kev: for the effective model, the energy in keV of the image of each bin.
-        bins: detector bins; the default covers the diagonal of the grid at one pixel a bin.
-        arc: angle covered in radians.
+        bins: detector bins; the default covers the grid.
+        arc: angle covered in radians; by default half a turn, of a fan beam a full one.
+        source_mm: distance of a fan beam's source to the rotation axis in mm.
+        detector_mm: distance of the rotation axis to its detector in mm.
+        bin_spacing_mm: bin width at the detector in mm; the default is one pixel at the rotation axis.
+        materials: basis materials of the true densities, water first; the polyenergetic model's unknowns.
         filter_mm: aluminium filter of the tube in mm.
         model_filter_mm: that of the model in mm.
         resolution_kev: standard deviation of the recorded energies in keV.
+        model_resolution_kev: that of the model.
+        model_step_kev: energy step of the model in keV.
+        calibrated: whether the water curve of the effective model is that of the true spectrum.
         scatter: constant background in counts a bin, known.
 
     Raises:
-        ValueError: on a number out of range or an unknown model.
+        ValueError: on a number out of range, an unknown model or material, or half a fan beam.
 
     References:
         alvarez1976
@@ -82,10 +79,17 @@ class PolyenergeticCT(Scan):
         model: str = "effective",
         energies_kev: Sequence[float] = (),
         bins: int | None = None,
-        arc: float = pi,
+        arc: float | None = None,
+        source_mm: float | None = None,
+        detector_mm: float | None = None,
+        bin_spacing_mm: float | None = None,
+        materials: Sequence[str] = BASIS,
         filter_mm: float = 6.0,
         model_filter_mm: float = 5.5,
         resolution_kev: float = 3.0,
+        model_resolution_kev: float = 0.0,
+        model_step_kev: float = _MODEL_STEP_KEV,
+        calibrated: bool = True,
         scatter: float = 0.0,
     ) -> None:
         if views < 1 or not photons > 0 or scatter < 0:
@@ -95,16 +99,32 @@ class PolyenergeticCT(Scan):
         if len(energies_kev) != (len(thresholds_kev) if model == "effective" else 0):
             raise ValueError(f"energies_kev: expected one energy a bin for the effective model, else none, "
                              f"got {list(energies_kev)}")  # fmt: skip
+        if (source_mm is None) != (detector_mm is None):
+            raise ValueError(f"source_mm, detector_mm: expected both or none, got {source_mm} and {detector_mm}")
+        if not materials or materials[0] != "water":
+            raise ValueError(f"materials: expected water first, got {list(materials)}")
+        settings: dict[str, Any] = {"photons": photons, "bins": bins, "bin_spacing_mm": bin_spacing_mm}
+        settings |= {} if arc is None else {"arc": arc}
+        self.geometry: TransmissionScan = (
+            ParallelCT(views, **settings)
+            if source_mm is None or detector_mm is None
+            else FanCT(views, source_mm=source_mm, detector_mm=detector_mm, **settings)
+        )
         self.views = views
         self.kvp = kvp
         self.photons = photons
         self.model = model
-        self.bins = bins
-        self.arc = arc
         self.scatter = scatter
-        self.spectrum, self.attenuation = _spectrum(kvp, thresholds_kev, _STEP_KEV, filter_mm, resolution_kev)
+        self.materials = tuple(materials)
+        self.calibrated = calibrated
+        self.knows_blur = model_resolution_kev > 0
+
+        def spectrum(step_kev: float, filter_mm: float, resolution_kev: float) -> tuple[Tensor, Tensor]:
+            return _spectrum(kvp, thresholds_kev, step_kev, filter_mm, resolution_kev, self.materials)
+
+        self.spectrum, self.attenuation = spectrum(_STEP_KEV, filter_mm, resolution_kev)
         self.spectrum = self.spectrum * (photons / self.spectrum.sum())
-        assumed, self.model_attenuation = _spectrum(kvp, thresholds_kev, _MODEL_STEP_KEV, model_filter_mm, 0.0)
+        assumed, self.model_attenuation = spectrum(model_step_kev, model_filter_mm, model_resolution_kev)
         blank = self.spectrum.sum(1, keepdim=True)
         self.model_spectrum = assumed * (blank / assumed.sum(1, keepdim=True))
         self.energies_kev = tuple(energies_kev)
@@ -120,33 +140,40 @@ class PolyenergeticCT(Scan):
             raise ValueError("materials: expected the true densities among the fine maps (key 'materials_fine' of a "
                              f"sample), got {sorted(context.fine)}")  # fmt: skip
         densities = context.fine["materials"]
-        expected = len(BASIS) if self.model == "polyenergetic" else self.num_bins
+        if densities.shape[1] != len(self.materials):
+            raise ValueError(f"materials: expected the densities of {list(self.materials)}, "
+                             f"got {densities.shape[1]} maps")  # fmt: skip
+        expected = len(self.materials) if self.model == "polyenergetic" else self.num_bins
         if context.space[context.modality].channels != expected:
             raise ValueError(f"modality {context.modality!r}: expected {expected} channels for the {self.model} model, "
                              f"got {context.space[context.modality].channels}")  # fmt: skip
         space, factor = context.space, context.oversample
-        pitch = min(space.spacing_mm)
-        bins = self.bins or covering_bins(space, pitch)
-        rays = rays_per_bin(space, pitch, factor)
+        bins, pitch, inside = self.geometry.detector(space)
+        rays = rays_per_bin(space, inside, factor)
         spacing = [s / factor for s in space.spacing_mm]
-        true = SpectralProjector(self._beam(densities.shape[2:], spacing, bins * rays, pitch / rays), len(BASIS))
+        beam = self.geometry.beam(densities.shape[2:], spacing, bins=bins * rays, pitch_mm=pitch / rays)
+        true = SpectralProjector(beam, len(self.materials))
         physics = PolyenergeticPoisson(self.spectrum, self.attenuation).to(fine.device)
         with torch.no_grad():
             mean = physics.mean(true.to(fine.device)(densities)).unflatten(-1, (bins, rays)).mean(-1)
         y = draw_counts(mean + self.scatter, context.generator)
-        operator = SpectralProjector(self._beam(space.shape, space.spacing_mm, bins, pitch), expected)
+        operator = SpectralProjector(self.geometry.model(space), expected)
         return ScanResult(y, operator.to(fine.device), self._likelihood(y).to(fine.device))
 
     def describe(self) -> str:
         """Return in a few words what is measured."""
         bins = f", {self.num_bins} energy bins" if self.num_bins > 1 else ""
-        return f"{self.views} parallel views at {self.kvp:g} kV{bins}, {self.photons:g} photons"
+        beam = "fan-beam" if isinstance(self.geometry, FanCT) else "parallel"
+        return f"{self.views} {beam} views at {self.kvp:g} kV{bins}, {self.photons:g} photons"
 
     def mismatch(self) -> tuple[str, ...]:
         """Return what the data hold and the model does not know."""
         if self.model == "effective":
-            return ("spectrum, corrected for water but not for bone",)
-        return ("tube filter, energy blur and finer steps of the spectrum",)
+            curve = "" if self.calibrated else " (by the assumed spectrum)"
+            others = " or ".join(self.materials[1:])
+            return (f"spectrum, corrected for water{curve} but not for {others}",)
+        blur = "part of the energy blur" if self.knows_blur else "energy blur"
+        return (f"tube filter, {blur} and finer steps of the spectrum",)
 
     def _likelihood(self, y: Tensor) -> Likelihood:
         if self.model == "polyenergetic":
@@ -154,11 +181,11 @@ class PolyenergeticCT(Scan):
         blank = self.spectrum.sum(1).reshape(1, -1, 1, 1).to(y)
         integrals, _ = log_transform(y, blank, self.scatter)
         wanted = mass_attenuation(("water",), self.energies_kev)[0]
-        excess = water_excess(integrals, self.spectrum, self.attenuation[0], wanted=wanted)
+        spectrum, attenuation = (
+            (self.spectrum, self.attenuation) if self.calibrated else (self.model_spectrum, self.model_attenuation)
+        )
+        excess = water_excess(integrals, spectrum, attenuation[0], wanted=wanted)
         return TransmissionPoisson(blank * torch.exp(excess), self.scatter)
-
-    def _beam(self, shape: Sequence[int], spacing_mm: Sequence[float], bins: int, pitch_mm: float) -> ParallelBeam:
-        return ParallelBeam(shape, spacing_mm, views=self.views, bins=bins, bin_spacing_mm=pitch_mm, arc=self.arc)
 
 
 def water_excess(integrals: Tensor, spectrum: Tensor, water: Tensor, *, wanted: Tensor) -> Tensor:
@@ -184,130 +211,15 @@ def water_excess(integrals: Tensor, spectrum: Tensor, water: Tensor, *, wanted: 
     return excess
 
 
-def attenuation_at(hu: Tensor, energies_kev: Sequence[float]) -> Tensor:
-    """Return the attenuation in 1/cm at some photon energies of CT numbers, ``(B, energies, H, W)``.
-
-    Args:
-        hu: CT numbers in HU, ``(B, 1, H, W)``.
-        energies_kev: photon energies in keV.
-
-    Example:
-        >>> attenuation_at(torch.zeros(1, 1, 1, 1), [60.0, 80.0]).flatten()
-        tensor([0.2059, 0.1837])
-    """
-    mixing = mass_attenuation(BASIS, energies_kev).T.to(hu)
-    return torch.einsum("km,bmhw->bkhw", mixing, torch.cat(materials_from_hu(hu), dim=1))
-
-
 def _spectrum(
-    kvp: float, thresholds_kev: Sequence[float], step_kev: float, filter_mm: float, resolution_kev: float
+    kvp: float,
+    thresholds_kev: Sequence[float],
+    step_kev: float,
+    filter_mm: float,
+    resolution_kev: float,
+    materials: Sequence[str],
 ) -> tuple[Tensor, Tensor]:
     """Return the relative counts in air ``(bins, energies)`` and the mass attenuation ``(materials, energies)``."""
     energies = torch.arange(_LOWEST_KEV, kvp + step_kev / 2, step_kev, dtype=torch.float64)
     response = energy_bins(energies, thresholds_kev, resolution_kev=resolution_kev)
-    return response * tube_spectrum(energies, kvp, filter_mm=filter_mm), mass_attenuation(BASIS, energies)
-
-
-class SpectralSlices(Dataset[dict[str, Any]]):
-    """Phantom slices as material densities and attenuation images at single energies.
-
-    Water and bone are found from the CT numbers of the twice finer grid; everything else is linear in them, so that
-    the block means of ``fine`` are ``image``. Items are those of :class:`~multirecon.data.datasets.PhantomSlices` with
-    these channels, and ``materials_fine`` ``(2, 2H, 2W)`` in g/cm^3.
-
-    Args:
-        split: as for ``PhantomSlices``.
-        seeds: as for ``PhantomSlices``.
-        modalities: channel groups in order: ``"materials"`` (water, bone in g/cm^3) or keys of ``energies_kev``.
-        energies_kev: energies in keV of the attenuation images (1/cm) of each other modality, one a channel.
-        **settings: further arguments of ``PhantomSlices`` (slices, shape, spacing_mm, anatomies, ...).
-
-    Raises:
-        ValueError: on a modality without energies.
-
-    Example:
-        >>> tiny = {"spacing_mm": (3.75, 3.75, 3.75), "matrix": 64}
-        >>> data = SpectralSlices("test", modalities=["ct_low"], energies_kev={"ct_low": [60.0]}, slices=1,
-        ...                       anatomies=["mni152"], shape=(64, 64), spacing_mm=3.75, config=tiny)
-        >>> data[0]["image"].shape, data[0]["materials_fine"].shape
-        (torch.Size([1, 64, 64]), torch.Size([2, 128, 128]))
-    """
-
-    def __init__(
-        self,
-        split: str,
-        seeds: int | Sequence[int] = 1,
-        *,
-        modalities: Sequence[str] = ("materials",),
-        energies_kev: Mapping[str, Sequence[float]] | None = None,
-        **settings: Any,
-    ) -> None:
-        self.modalities = tuple(modalities)
-        self.phantoms = PhantomSlices(split, seeds, **{**settings, "modalities": ["ct"], "ct_unit": "HU", "fine": True})
-        self.mixing = channel_mixing(modalities, energies_kev)
-
-    @property
-    def samples(self) -> tuple[tuple[str, int], ...]:
-        """Pairs (anatomy, seed)."""
-        return self.phantoms.samples
-
-    def __len__(self) -> int:
-        return len(self.phantoms)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one slice."""
-        item = self.phantoms[index]
-        materials = torch.stack(materials_from_hu(item["fine"][0]))
-        fine = torch.einsum("km,mhw->khw", self.mixing, materials)
-        return {**item, "image": avg_pool2d(fine, 2), "fine": fine, "materials_fine": materials}
-
-
-class CachedSpectralSlices(Dataset[dict[str, Any]]):
-    """Cached slices as material densities and attenuation images at single energies; what training reads.
-
-    The same channels as :class:`SpectralSlices`, from the CT numbers of the stored grid: on the edges of bone, where a
-    pixel holds two tissues, they differ slightly from the block means of the finer grid.
-
-    Args:
-        folder: folder of a set made by ``multirecon dataset build``.
-        modalities: channel groups, as for ``SpectralSlices``.
-        energies_kev: as for ``SpectralSlices``.
-        split: if given, refuse a set of another split.
-
-    Raises:
-        ValueError: on a modality without energies, or a folder that ``CachedSlices`` refuses.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        modalities: Sequence[str] = ("materials",),
-        *,
-        energies_kev: Mapping[str, Sequence[float]] | None = None,
-        split: str | None = None,
-    ) -> None:
-        self.mixing = channel_mixing(modalities, energies_kev)
-        self.slices = CachedSlices(folder, ["ct"], units="phantom", split=split)
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one slice: ``image`` ``(C, H, W)`` in g/cm^3 and 1/cm, ``brain``, ``regions`` and ``id``."""
-        item = self.slices[index]
-        materials = torch.stack(materials_from_hu(item["image"][0]))
-        return {**item, "image": torch.einsum("km,mhw->khw", self.mixing, materials)}
-
-
-def channel_mixing(modalities: Sequence[str], energies_kev: Mapping[str, Sequence[float]] | None) -> Tensor:
-    """Return what makes the channels of modalities of densities of water and bone, ``(C, 2)``.
-
-    Raises:
-        ValueError: on a modality without energies.
-    """
-    energies = dict(energies_kev or {})
-    unknown = [m for m in modalities if m != "materials" and m not in energies]
-    if unknown or not modalities:
-        raise ValueError(f"modalities: expected 'materials' or keys of energies_kev {sorted(energies)}, "
-                         f"got {list(modalities)}")  # fmt: skip
-    return torch.cat([torch.eye(2) if m == "materials" else mass_attenuation(BASIS, energies[m]).T for m in modalities])
+    return response * tube_spectrum(energies, kvp, filter_mm=filter_mm), mass_attenuation(materials, energies)

@@ -7,6 +7,7 @@ from multirecon.acquisition import (
     CachedSpectralSlices,
     InverseCrime,
     PolyenergeticCT,
+    ScanContext,
     SpectralSlices,
     block_mean,
 )
@@ -124,6 +125,67 @@ def test_cached_slices_hold_the_same_channels(tmp_path):
         CachedSpectralSlices(tmp_path / "set", ["ct_low"])
     with pytest.raises(ValueError, match="split"):
         CachedSpectralSlices(tmp_path / "set", split="validation")
+
+
+def test_water_curve_of_the_assumed_spectrum_is_another_one():
+    """What a scanner that is not calibrated gets wrong: the same counts, other logarithms."""
+    settings = {**BINS, "photons": 1e5, "energies_kev": ENERGIES, "filter_mm": 7.0, "model_filter_mm": 4.0}
+    own, assumed = (effective(PolyenergeticCT(24, **settings, calibrated=c)) for c in (True, False))
+    assert torch.equal(own.y["ct_bins"], assumed.y["ct_bins"])
+    lines = [log_transform(m.y["ct_bins"], m.likelihood["ct_bins"].I0, 0.0)[0] for m in (own, assumed)]
+    assert float((lines[0] - lines[1]).abs().max()) > 0.01
+
+
+def test_fan_beam_of_a_scanner_b():
+    settings = {"source_mm": 570.0, "detector_mm": 470.0, "bin_spacing_mm": 9.0}
+    scan = PolyenergeticCT(24, **BINS, model="polyenergetic", photons=2e4, **settings)
+    measurement, usual = (
+        Acquisition(space("materials", 2), {"materials": s}, key="t", oversample=2)({"materials": MATERIALS}, ["a"])
+        for s in (scan, PolyenergeticCT(24, **BINS, model="polyenergetic", photons=2e4))
+    )
+    assert measurement.operator["materials"].projector.kind == "fan_beam"
+    assert "fan-beam" in scan.describe()
+    residual, parallel = (pearson(m, block_mean(MATERIALS, 2), "materials")[0] for m in (measurement, usual))
+    assert residual < 3 * parallel
+    with pytest.raises(ValueError, match="source_mm, detector_mm: expected both or none"):
+        PolyenergeticCT(24, **BINS, model="polyenergetic", source_mm=570.0)
+
+
+def test_iodine_attenuates_by_its_own_table():
+    """Three materials: a rod of iodine is seen below and above the edge as the table says, and the model knows it."""
+    materials = torch.cat([MATERIALS, 1e-2 * (MATERIALS[:, 1:] == 0) * (MATERIALS[:, :1] > 0.9)], dim=1)
+    bins = {"kvp": 120.0, "thresholds_kev": [20.0, 34.0, 60.0], "resolution_kev": 0.0}
+    scan = PolyenergeticCT(24, **bins, model="polyenergetic", photons=1e5, materials=["water", "bone", "iodine"],
+                           model_filter_mm=6.0, model_step_kev=2.0)  # fmt: skip
+    fine = {"materials": materials}
+    measured = Acquisition(space("materials", 3), {"materials": scan}, key="t", oversample=2)(fine, ["a"])
+    truth = block_mean(materials, 2)
+    blind = truth * torch.tensor([1.0, 1.0, 0.0]).reshape(1, 3, 1, 1)
+    fit = {n: pearson(measured, x, "materials")[0] for n, x in (("true", truth), ("blind", blind))}
+    assert fit["blind"] > 5 * fit["true"]
+    context = ScanContext("materials", space("materials", 3), 2, torch.Generator(), {"materials": MATERIALS})
+    with pytest.raises(ValueError, match=r"expected the densities of \['water', 'bone', 'iodine'\], got 2 maps"):
+        scan.acquire(MATERIALS, context)
+
+
+def test_slices_with_contrast_agent():
+    settings = {"config": {"spacing_mm": (7.5, 7.5, 7.5), "matrix": 32}, "shape": (16, 16), "spacing_mm": 15.0,
+                "slices": 1, "anatomies": ["mni152"]}  # fmt: skip
+    plain = SpectralSlices("test", modalities=["materials"], **settings)[0]
+    rods = {"insert_radius_mm": 20.0, "insert_mg_ml": [4.0]}
+    given = SpectralSlices("test", modalities=["materials", "ct"], energies_kev={"ct": [40.0]},
+                           contrast={"share": 1.0, **rods}, **settings)[0]  # fmt: skip
+    none = SpectralSlices("test", modalities=["materials"], contrast={"share": 0.0, **rods}, **settings)[0]
+    assert torch.equal(given["fine"][:2], plain["fine"])
+    assert torch.equal(given["fine"][:3], given["materials_fine"])
+    iodine = given["image"][2]
+    assert 1e-3 < float(iodine.max()) < 11e-3
+    assert float((iodine * (given["brain"][0] == 0)).max()) < 1e-3 * float(iodine.max()) + 3e-3
+    kappa = mass_attenuation(("water", "bone", "iodine"), [40.0])[:, 0]
+    assert torch.allclose(given["fine"][3], torch.einsum("m,mhw->hw", kappa, given["materials_fine"]), atol=1e-6)
+    assert set(given["contrast"]) == set(none["contrast"]) == {"vessel", "insert_4"}
+    assert float(given["contrast"]["insert_4"].max()) > 0.5
+    assert float(none["materials_fine"][2].abs().max()) == float(none["contrast"]["insert_4"].max()) == 0.0
 
 
 def test_what_does_not_fit_is_named():
