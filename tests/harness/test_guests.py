@@ -113,16 +113,20 @@ def test_guests_are_rows_of_a_run(tmp_path, monkeypatch, capsys):
     """MR and CT, from the command line, in processes of their own, against the simplest method of each."""
     monkeypatch.setenv("MULTIRECON_BUNDLES", str(Path(__file__).parents[2] / "bundles"))
     guests = ",".join(map(str, EXAMPLES))
-    words = ["evaluate", str(tmp_path / "out"), "--tasks", "flair_x4,ct_sparse60", "--limit", "1", "--noprogress"]
+    words = ["evaluate", str(tmp_path / "out"), "--tasks", "flair_x4,ct_sparse60", "--limit", "3", "--noprogress"]
     assert main([*words, "--guests", guests, "--bundles", "sense_mr,fbp_ct"]) == 0
     records, problems = read_records(tmp_path / "out" / "records.jsonl")
     assert problems == []
     targets = {"flair_x4": "flair", "ct_sparse60": "ct"}
-    psnr = {(r.task, r.bundle): r.metrics[targets[r.task]]["psnr"] for r in records if r.status == OK}
+    found: dict[tuple[str, str], list[float]] = {}
+    for r in records:
+        if r.status == OK:
+            found.setdefault((r.task, r.bundle), []).append(r.metrics[targets[r.task]]["psnr"])
+    psnr = {key: sum(values) / len(values) for key, values in found.items()}
     for path in EXAMPLES:
         assert psnr["flair_x4", path.stem] > psnr["flair_x4", "sense_mr"] + 0.5
         assert psnr["ct_sparse60", path.stem] > psnr["ct_sparse60", "fbp_ct"] + 0.5
     mine = [r for r in records if r.bundle == EXAMPLES[0].stem]
     assert {r.versions["deepinv"] for r in mine} == {r.versions["bundle"] for r in mine}
     assert main([*words, "--guests", guests]) == 0
-    assert "nothing new; 4 already there" in capsys.readouterr().out
+    assert "nothing new; 12 already there" in capsys.readouterr().out
