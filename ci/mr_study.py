@@ -51,7 +51,7 @@ OPPONENT = "tv_petmrct:directional"
 PSNR, SSIM = Quantity("flair", "psnr"), Quantity("flair", "ssim")
 DECIMALS = {"psnr": 2, "ssim": 4}
 TUNED = "mcvarnet_mr"
-SIGMAS = (0.005, 0.03)
+SIGMAS = (0.005, 0.01, 0.03)
 FINE_TUNING = {
     "decay": "True",
     "decay_steps": 160,
