@@ -26,7 +26,10 @@ from multirecon.metrics.image import psnr, ssim
 from multirecon.space import ImageSpace
 
 DENSITY = "g/cm^3"
-SETTINGS = ("zeta", "strength", "weight", "cost", "level", "coupling")
+SETTINGS = (
+    "zeta", "strength", "weight", "cost", "level", "coupling", "smoothness", "absent_step", "absent_weight",
+    "absent_from",
+)  # fmt: skip
 
 
 def parse(word: str) -> tuple[str, str | None, dict[str, Any]]:

@@ -17,7 +17,7 @@ from ..data.materials import materials_from_hu
 from ..data.vessels import Contrast, draw_contrast
 from ..operators import mass_attenuation
 
-__all__ = ["BASIS", "CachedSpectralSlices", "SpectralSlices", "attenuation_at", "channel_mixing"]
+__all__ = ["BASIS", "CONTRAST", "CachedSpectralSlices", "SpectralSlices", "attenuation_at", "channel_mixing"]
 
 BASIS = ("water", "bone")
 CONTRAST = "iodine"
@@ -103,7 +103,7 @@ class SpectralSlices(Dataset[dict[str, Any]]):
         """Return one slice."""
         item = self.phantoms[index]
         materials = torch.stack(materials_from_hu(item["fine"][0]))
-        places = {}
+        places: dict[str, dict[str, Tensor]] = {}
         if self.contrast is not None:
             iodine, places = self._iodine(item)
             materials = torch.cat([materials, iodine])

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cos, pi, radians, sin
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +131,7 @@ class Contrast:
             spacing_mm: its pixel size.
             thickness_mm: thickness of the slice.
         """
-        grid = {"shape": shape, "spacing_mm": spacing_mm}
+        grid: dict[str, Any] = {"shape": shape, "spacing_mm": spacing_mm}
         rods = {f"insert_{c:g}": self.inserts.share(k, **grid) for k, c in enumerate(self.inserts.mg_ml)}
         free = 1 - torch.stack([*rods.values(), torch.zeros(tuple(shape))]).amax(0)
         vessel = free * self.vessels.share(z_mm, thickness_mm=thickness_mm, **grid)
@@ -201,12 +202,12 @@ def grow_vessels(generator: torch.Generator) -> VesselTree:
     """
     axes = torch.tensor(_HALF_AXES_MM)
     segments: list[tuple[Tensor, Tensor, float]] = []
-    stack = []
+    stack: list[tuple[Tensor, Tensor, float, float]] = []
     for side in (1.0, -1.0):
-        for place, direction, radius in _ROOTS:
+        for place, heading, size in _ROOTS:
             flip = torch.tensor([side, 1.0, 1.0])
-            thick = radius * uniform(0.9, 1.1, generator)
-            stack.append((flip * torch.tensor(place), _unit(flip * torch.tensor(direction)), thick, 0.0))
+            thick = size * uniform(0.9, 1.1, generator)
+            stack.append((flip * torch.tensor(place), _unit(flip * torch.tensor(heading)), thick, 0.0))
     while stack:
         point, direction, radius, travelled = stack.pop()
         length, drift = uniform(*_BRANCH_MM, generator), torch.zeros(3)
@@ -228,8 +229,8 @@ def grow_vessels(generator: torch.Generator) -> VesselTree:
             turned = cos(angle) * direction + sin(angle) * axis
             if thin >= _SMALLEST_MM and travelled < _LONGEST_MM:
                 stack.append((point, turned, thin, travelled))
-    start, end = (torch.stack([s[k] for s in segments]) for k in (0, 1))
-    return VesselTree(start, end, torch.tensor([s[2] for s in segments]))
+    starts, ends, radii = zip(*segments, strict=True)
+    return VesselTree(torch.stack(starts), torch.stack(ends), torch.tensor(radii))
 
 
 def _stream(anatomy: str, seed: int, purpose: str) -> torch.Generator:

@@ -19,7 +19,7 @@ from ..measurement import Measurement
 from ..space import ImageSpace
 from .workspace import write_json
 
-__all__ = ["Answerable", "Question", "Questions", "TaskLike", "regions", "shown_samples", "tissues"]
+__all__ = ["Answerable", "Question", "Questions", "TaskLike", "places", "regions", "shown_samples", "tissues"]
 
 SHARES = ("brain", "lesion", "pet_lesion")
 TISSUES = ("cortical_gm", "white_matter")
@@ -97,6 +97,7 @@ class Answerable:
         truth: the true stack ``(1, C, *shape)``.
         regions: masks ``(*shape)`` by name.
         tissues: masks of tissues, in which only bias and spread over noise realisations are taken.
+        places: masks of contrast agent, in which only materials are measured.
     """
 
     file: Path
@@ -105,6 +106,7 @@ class Answerable:
     truth: Tensor
     regions: Mapping[str, Tensor]
     tissues: Mapping[str, Tensor] = field(default_factory=dict)
+    places: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Questions:
@@ -196,6 +198,7 @@ class Questions:
                 torch.as_tensor(truth).cpu().float(),
                 regions(item),
                 tissues(item),
+                places(item),
             )
         return self._ready[question]
 
@@ -233,6 +236,11 @@ def regions(item: Mapping[str, Any]) -> dict[str, Tensor]:
         if name in item:
             masks[name] = torch.as_tensor(np.asarray(item[name]))[0] > 0.5
     return masks
+
+
+def places(item: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the masks ``(*shape)`` of vessels and inserts with contrast agent: the item's ``contrast`` above 1/2."""
+    return {str(n): torch.as_tensor(share)[0] > 0.5 for n, share in dict(item.get("contrast") or {}).items()}
 
 
 def tissues(item: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -20,7 +20,15 @@ import multirecon
 from ..bundle.package import package_hash
 from ..files import cache_folder
 from ..measurement import Measurement
-from ..metrics import METRICS, data_residual, evaluate_image, evaluate_samples, reporting_range
+from ..metrics import (
+    METRICS,
+    channel_ranges,
+    data_residual,
+    evaluate_channels,
+    evaluate_image,
+    evaluate_samples,
+    reporting_range,
+)
 from ..reconstruction.trust import trust_map
 from .acquisitions import describe_acquisition
 from .methods import Method
@@ -313,11 +321,16 @@ def measure_samples(path: Path, count: int, task: TaskLike, ready: Answerable) -
 
 
 def measure_result(stack: np.ndarray, task: TaskLike, ready: Answerable) -> dict[str, dict[str, float]]:
-    """Return the metrics of a stack ``(C, *shape)``: distances to the truth, and the residual of every block's data."""
+    """Return the metrics of a stack ``(C, *shape)``: distances to the truth, and the residual of every block's data.
+
+    Modalities whose channels have names (energies, materials) are measured channel by channel besides.
+    """
     pred = torch.from_numpy(stack)[None]
     metrics = evaluate_image(
         pred, ready.truth, task.space, targets=task.targets, metrics=task.metrics, regions=ready.regions
     )
+    named = getattr(task, "channels", {})
+    metrics |= evaluate_channels(pred, ready.truth, task.space, channels=named, places=ready.places)
     for name, residual in data_residual(ready.measurement, pred).items():
         if name not in ready.measurement.clean:
             metrics.setdefault(name, {})["residual"] = float(residual)
@@ -349,7 +362,10 @@ def describe_task(task: TaskLike) -> dict[str, Any]:
         "targets": list(task.targets),
         "metrics": list(task.metrics),
         "space": task.space.to_dict(),
-        "ranges": {name: asdict(reporting_range(task.space[name])) for name in task.space.names},
+        "ranges": {
+            **{name: asdict(reporting_range(task.space[name])) for name in task.space.names},
+            **{n: asdict(r) for n, r in channel_ranges(task.space, getattr(task, "channels", {})).items()},
+        },
         "measured": {name: scan.describe() for name, scan in acquisition.scans.items()} if acquisition else {},
         "sweeps": list(config.get("sweeps", ())),
     }

@@ -45,6 +45,7 @@ DETAILS = {
     "regions": ("Inside regions", "The same metrics inside masks of the phantom."),
     "residual": ("Agreement with the data", RESIDUAL),
 }
+CHANNELS = "This energy or material by itself; densities in mg/mL, crosstalk in mg of it for every g of true bone."
 LIKENESS = (
     "Distance of the set of images to the set of true ones, in the features of an encoder trained on phantoms; it "
     "compares with nothing published. KID is unbiased and may be a little below zero; FD grows as images get fewer."
@@ -75,15 +76,17 @@ class Table:
 
 
 def columns_of(board: Board, kind: str) -> tuple[Column, ...]:
-    """Return the columns of one kind: ``"quality"``, ``"regions"``, ``"posterior"`` or ``"residual"``."""
+    """Return the columns of a kind: ``"quality"``, ``"channels"``, ``"regions"``, ``"posterior"``, ``"residual"``."""
 
-    def place(metric: str) -> str:
+    def place(modality: str, metric: str) -> str:
         name, _, region = metric.partition("@")
+        if ":" in modality:
+            return "channels"
         if name in POSTERIOR:
             return "posterior"
         return "residual" if name == "residual" else "regions" if region else "quality"
 
-    return tuple(c for c in board.columns if place(c[1]) == kind)
+    return tuple(c for c in board.columns if place(*c) == kind)
 
 
 def board_section(
@@ -129,6 +132,7 @@ def board_section(
         "details": [
             *_population_tables(populations),
             *_ensemble_tables(ensembles),
+            *_channel_tables(board, units),
             *(t for kind in DETAILS if (t := _column_table(board, units, kind)) is not None),
         ],
         "cost": cost,
@@ -221,6 +225,18 @@ def _column_table(board: Board, units: Mapping[str, str], kind: str) -> Table | 
     head = ["method", *(f"{column_label(c, units)} {direction(c[1])}".strip() for c in columns)]
     rows = [[r.method, *(cell(r, c) for c in columns)] for r in board.rows if any(c in r.values for c in columns)]
     return Table(*DETAILS[kind], head, rows, kind == "posterior")
+
+
+def _channel_tables(board: Board, units: Mapping[str, str]) -> list[Table]:
+    """Return one table for every energy and material of the modalities that have several."""
+    columns, tables = columns_of(board, "channels"), []
+    for key in dict.fromkeys(c[0] for c in columns):
+        mine = [c for c in columns if c[0] == key]
+        modality, _, label = key.partition(":")
+        labels = (f"{column_label(c, units, modality_too=False)} {direction(c[1])}".strip() for c in mine)
+        rows = [[r.method, *(cell(r, c) for c in mine)] for r in board.rows if any(c in r.values for c in mine)]
+        tables.append(Table(f"{modality.replace('_', ' ').upper()}: {label}", CHANNELS, ["method", *labels], rows))
+    return tables
 
 
 def _population_tables(rows: Sequence[PopulationRow]) -> list[Table]:

@@ -43,12 +43,13 @@ __all__ = [
 
 DECIMALS = {
     "psnr": 2, "ssim": 4, "nrmse": 4, "mae": 2, "bias": 2, "hfer": 3, "tvz": 3, "psnr_axial": 2, "psnr_sagittal": 2,
-    "crc": 3, "cnr": 2, "residual": 4, "crps": 3,
+    "rmse": 2, "crosstalk": 2, "crc": 3, "cnr": 2, "residual": 4, "crps": 3,
     "coverage50": 3, "coverage80": 3, "coverage95": 3, "kid": 3, "fd": 2, "nbias": 4, "nstd": 4, "ratio": 2,
 }  # fmt: skip
 LABELS = {
     "psnr": "PSNR", "ssim": "SSIM", "nrmse": "NRMSE", "mae": "MAE", "bias": "bias", "hfer": "HF energy ratio",
     "tvz": "variation across slices", "psnr_axial": "PSNR of axial slices", "psnr_sagittal": "PSNR of sagittal slices",
+    "rmse": "RMSE", "crosstalk": "crosstalk of bone",
     "crc": "contrast recovery", "cnr": "contrast to noise", "residual": "data residual", "crps": "CRPS",
     "coverage50": "50 % coverage", "coverage80": "80 % coverage", "coverage95": "95 % coverage",
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Image quality, lesions, spectra, ensembles, populations and data consistency, with stated data ranges."""
 
+from .channels import channel_key, channel_range, channel_ranges, crosstalk, evaluate_channels
 from .consistency import data_residual
 from .contrast import contrast_recovery, contrast_to_noise, surroundings
 from .distribution import FeatureDistance, frechet_distance, kid, kid_difference
@@ -16,7 +17,7 @@ from .evaluate import (
     metric_unit,
 )
 from .features import ENCODER, ENCODER_MODALITIES, ENCODER_SHA256, FeatureEncoder, load_encoder, network_scale
-from .image import bias, mae, nrmse, psnr, ssim, ssim_map
+from .image import bias, mae, nrmse, psnr, rmse, ssim, ssim_map
 from .ranges import ReportingRange, reporting_range
 from .reslices import reslice_psnr, through_plane_variation
 from .spectrum import high_frequency_ratio, radial_power
@@ -35,10 +36,15 @@ __all__ = [
     "FeatureEncoder",
     "ReportingRange",
     "bias",
+    "channel_key",
+    "channel_range",
+    "channel_ranges",
     "contrast_recovery",
     "contrast_to_noise",
+    "crosstalk",
     "crps",
     "data_residual",
+    "evaluate_channels",
     "evaluate_image",
     "evaluate_samples",
     "frechet_distance",
@@ -58,6 +64,7 @@ __all__ = [
     "radial_power",
     "reporting_range",
     "reslice_psnr",
+    "rmse",
     "ssim",
     "ssim_map",
     "surroundings",

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..space import ImageSpace
 from .contrast import contrast_recovery, contrast_to_noise, surroundings
 from .ensembles import LEVELS, crps, posterior_coverage
-from .image import bias, mae, nrmse, psnr, ssim
+from .image import bias, mae, nrmse, psnr, rmse, ssim
 from .ranges import ReportingRange, reporting_range
 from .reslices import reslice_psnr, through_plane_variation
 from .spectrum import high_frequency_ratio
@@ -54,6 +54,7 @@ METRICS: dict[str, Metric] = {
     "ssim": lambda p, t, r, m: ssim(p, t, data_range=r.stack_range, mask=m),
     "nrmse": lambda p, t, r, m: nrmse(p, t, mask=m),
     "mae": lambda p, t, r, m: mae(p, t, mask=m) * r.gain,
+    "rmse": lambda p, t, r, m: rmse(p, t, mask=m) * r.gain,
     "bias": lambda p, t, r, m: bias(p, t, mask=m) * r.gain,
     "hfer": lambda p, t, r, m: high_frequency_ratio(p, t, mask=m),
     "tvz": lambda p, t, r, m: through_plane_variation(p, t, mask=m),
@@ -64,7 +65,14 @@ METRICS: dict[str, Metric] = {
 }
 HIGHER_IS_BETTER = frozenset({"psnr", "psnr_axial", "psnr_sagittal", "ssim", "cnr"})
 # best at a value of their own, so that a higher value is neither better nor worse
-IDEAL = {"bias": 0.0, "hfer": 1.0, "tvz": 1.0, "crc": 1.0, **{f"coverage{round(100 * p)}": p for p in LEVELS}}
+IDEAL = {
+    "bias": 0.0,
+    "crosstalk": 0.0,
+    "hfer": 1.0,
+    "tvz": 1.0,
+    "crc": 1.0,
+    **{f"coverage{round(100 * p)}": p for p in LEVELS},
+}
 UNDIRECTED = frozenset(IDEAL)
 # have no value in a region that does not show what they measure
 _PARTIAL = frozenset({"crc", "tvz", "psnr_axial", "psnr_sagittal"})
@@ -75,7 +83,9 @@ LESION_METRICS = frozenset({"crc", "cnr"})
 def metric_unit(name: str, unit: str) -> str:
     """Return the unit of a metric of a modality that is reported in ``unit`` (empty where it has none)."""
     metric = name.partition("@")[0]
-    return "dB" if metric.startswith("psnr") else unit if metric in ("mae", "bias", "crps") else ""
+    if metric == "crosstalk":
+        return "mg/g"
+    return "dB" if metric.startswith("psnr") else unit if metric in ("mae", "rmse", "bias", "crps") else ""
 
 
 def metric_score(name: str, value: float) -> float:

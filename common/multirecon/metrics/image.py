@@ -7,7 +7,7 @@ from monai.metrics import PSNRMetric
 from monai.metrics.regression import compute_ssim_and_cs
 from torch import Tensor
 
-__all__ = ["SSIM_WINDOW", "bias", "mae", "nrmse", "psnr", "ssim", "ssim_map"]
+__all__ = ["SSIM_WINDOW", "bias", "mae", "nrmse", "psnr", "rmse", "ssim", "ssim_map"]
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -35,6 +35,12 @@ def nrmse(pred: Tensor, truth: Tensor, *, mask: Tensor | None = None) -> Tensor:
     r"""Return ``|pred - truth| / |truth|`` (Euclidean norms), of shape ``(B,)``; arguments as in :func:`psnr`."""
     pred, truth = _pair(pred, truth)
     return (_mean((pred - truth) ** 2, mask) / _mean(truth**2, mask)).sqrt()
+
+
+def rmse(pred: Tensor, truth: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Return the root mean square error in the unit of the images, of shape ``(B,)``; arguments as in :func:`psnr`."""
+    pred, truth = _pair(pred, truth)
+    return _mean((pred - truth) ** 2, mask).sqrt()
 
 
 def mae(pred: Tensor, truth: Tensor, *, mask: Tensor | None = None) -> Tensor:

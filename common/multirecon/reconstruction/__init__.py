@@ -4,6 +4,7 @@ from .base import Capability, ImageSource, PosteriorSampler, Reconstructor
 from .decomposition import ImageDomainDecomposition, ProjectionDomainDecomposition
 from .dictionaries import AnalysisReconstruction, SynthesisReconstruction
 from .fbp import FilteredBackProjection
+from .hybrid import HybridSampling
 from .penalised_least_squares import PenalisedLeastSquares
 from .plug_and_play import PlugAndPlayADMM
 from .plug_and_play_stack import StackPlugAndPlayADMM
@@ -19,6 +20,7 @@ __all__ = [
     "Capability",
     "DecomposedSampling",
     "FilteredBackProjection",
+    "HybridSampling",
     "ImageDomainDecomposition",
     "ImageSource",
     "PenalisedLeastSquares",

@@ -32,6 +32,7 @@ class Capability:
         ndim: numbers of spatial axes it handles.
         shape: the only grid it handles, or ``None``.
         requires: modalities that must be measured, each with the kind of its operator (``identity``: a clean image).
+        channels: numbers of channels (energies, materials) of measured modalities whose network knows only so many.
     """
 
     operators: frozenset[str] | None = None
@@ -41,6 +42,7 @@ class Capability:
     ndim: frozenset[int] = frozenset({2, 3})
     shape: tuple[int, ...] | None = None
     requires: Mapping[str, str] = field(default_factory=dict)
+    channels: Mapping[str, int] = field(default_factory=dict)
 
     def refusals(self, measurement: Measurement, targets: Iterable[str] = ()) -> list[str]:
         """Return every reason, as a sentence, why the measurement (and its targets) is out of reach; empty if none.
@@ -64,6 +66,9 @@ class Capability:
             unknown = sorted(set(measurement.available) - self.modalities)
             if unknown:
                 reasons.append(f"modalities: expected some of {sorted(self.modalities)}, got {unknown}")
+        for name, count in self.channels.items():
+            if name in measurement.available and space[name].channels != count:
+                reasons.append(f"modality {name!r}: expected {count} channels, got {space[name].channels}")
         for name, kind in self.requires.items():
             got = repr(measurement.operator[name].kind) if name in measurement.available else "no measurement"
             if got != repr(kind):

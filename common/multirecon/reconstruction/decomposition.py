@@ -41,6 +41,7 @@ class _TwoStep(Reconstructor):
             ndim=frozenset({2}),
             shape=sampler.capability.shape,
             requires={modality: SpectralProjector.kind},
+            channels={modality: len(self.materials)},
         )
 
     def _parts(self, measurement: Measurement) -> tuple[SpectralProjector, PolyenergeticPoisson, Tensor]:

@@ -8,8 +8,9 @@ from torch import Tensor
 from ..likelihoods import Gaussian, Likelihood, PolyenergeticPoisson, gaussian_approximation
 from ..measurement import Measurement
 from ..operators import Identity
-from ..priors import DiffusionPrior
+from ..priors import DiffusionPrior, IntensityScaling
 from ..solvers import decompose_counts
+from ..space import ImageSpace
 
 __all__ = ["Misfit"]
 
@@ -31,7 +32,8 @@ class Misfit:
 
     Args:
         measurement: data in the stack of the prior.
-        prior: the prior; its scaling leads to physical units.
+        prior: the prior, whose scaling leads to physical units; or the image space of the stack alone.
+        scaling: scaling of a stack that is no prior's.
         exact: whether all counts keep their likelihood; those behind several materials always do.
         precondition: whether the gradient is preconditioned for projections.
 
@@ -40,17 +42,25 @@ class Misfit:
     """
 
     def __init__(
-        self, measurement: Measurement, prior: DiffusionPrior, *, exact: bool = False, precondition: bool = False
+        self,
+        measurement: Measurement,
+        prior: DiffusionPrior | ImageSpace,
+        *,
+        scaling: IntensityScaling | None = None,
+        exact: bool = False,
+        precondition: bool = False,
     ) -> None:
-        space, self.scaling = prior.space, prior.scaling
+        space = prior if isinstance(prior, ImageSpace) else prior.space
+        self.scaling = scaling or (IntensityScaling(space) if isinstance(prior, ImageSpace) else prior.scaling)
         self.operator, self.precondition = measurement.operator, precondition
         self.channels = {name: space.channels(name) for name in measurement.available}
         self.data: dict[str, Tensor] = {}
         self.factor: dict[str, Tensor] = {}
         self.likelihood: dict[str, Likelihood] = {}
         self.inverse: dict[str, Tensor] = {}
+        self.information: dict[str, Tensor] = {}
         middle = self.scaling.inverse(torch.zeros(1, space.num_channels, *[1] * len(space.shape)))
-        slope = self.scaling.slope(middle).flatten()
+        slope = self.slope = self.scaling.slope(middle).flatten()
         for name, channels in self.channels.items():
             y, likelihood = measurement.y[name], measurement.likelihood[name]
             if isinstance(measurement.operator[name], Identity):
@@ -71,19 +81,33 @@ class Misfit:
             if precondition and information.shape[1] == len(slope[channels]):  # coils are not channels of the image
                 scaled = information / slope[channels].to(information) ** 2
                 self.inverse[name] = scaled.mean(1, keepdim=True) / scaled.clamp_min(1e-30)
+                self.information[name] = information
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the misfit ``(B,)`` of a clean estimate ``(B, C, *shape)`` in the range of the prior."""
         if self.precondition:
-            with torch.enable_grad():
-                image = x.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(0.5 * self.squares(image).sum(), image)
-            gradient = _sharpened(gradient)
-            for name, inverse in self.inverse.items():
-                here = self.channels[name]
-                gradient[:, here] *= inverse.reshape(*inverse.shape, *[1] * (x.ndim - 2)).to(gradient)
-            return (gradient * x).flatten(1).sum(1)
+            return (self.direction(x.detach()) * x).flatten(1).sum(1)
         return self.squares(x).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+
+    def direction(self, x: Tensor) -> Tensor:
+        """Return ``P grad E`` of a clean estimate, shaped like it."""
+        with torch.enable_grad():
+            image = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(0.5 * self.squares(image).sum(), image)
+        gradient = _sharpened(gradient)
+        for name, inverse in self.inverse.items():
+            here = self.channels[name]
+            gradient[:, here] *= inverse.reshape(*inverse.shape, *[1] * (x.ndim - 2)).to(gradient)
+        return gradient
+
+    def length(self, name: str, count: int) -> Tensor:
+        """Return the mean length ``(B,)`` that :meth:`direction` gives a unit error of the first channels of a block.
+
+        It is 1 where their ranges are equally wide; how far it is from 1 depends on all that share the block.
+        """
+        slope = self.slope[self.channels[name]][:count].to(self.information[name])
+        information = self.information[name][:, :count]
+        return slope.mean() ** 2 * (information / slope**2).mean(1) / information.mean(1)
 
     def squares(self, x: Tensor) -> Tensor:
         """Return the sum of squares ``(B,)``, or of deviances, of a clean estimate."""

@@ -49,6 +49,7 @@ class _DiffusionSampler(PosteriorSampler):
             synthesises=True,
             ndim=frozenset({len(prior.space.shape)}),
             shape=prior.space.shape,
+            channels={m.name: m.channels for m in prior.space.modalities},
         )
 
     def reconstruct(

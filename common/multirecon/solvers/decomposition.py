@@ -85,7 +85,9 @@ def decompose_counts(
     References:
         schirra2013
     """
-    count = likelihood.num_materials
+    count, dtype = likelihood.num_materials, y.dtype
+    if count > 2:  # iodine is told from bone and water by little: single precision finds the system singular
+        y, z0 = y.double(), None if z0 is None else z0.double()
     z = y.new_zeros(y.shape[0], count, *y.shape[2:]) if z0 is None else z0
     damping = torch.full_like(z[:, 0], 1e-2)
     cost = _deviance(likelihood.mean(z), y)
@@ -105,7 +107,7 @@ def decompose_counts(
         length = torch.linalg.vector_norm(step, dim=1)
         if bool((length <= tolerance * (1 + torch.linalg.vector_norm(z, dim=1))).all()):
             break
-    return z, likelihood.fisher(z)
+    return z.to(dtype), likelihood.fisher(z).to(dtype)
 
 
 def _deviance(ybar: Tensor, y: Tensor) -> Tensor:

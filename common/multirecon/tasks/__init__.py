@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import acquisition as acquisition_package
 from ..acquisition import Acquisition, CleanImage, fine_maps
+from ..acquisition.spectral_slices import BASIS, CONTRAST
 from ..measurement import Measurement
 from ..space import ImageSpace
 from .faults import explain_fault
@@ -37,6 +38,8 @@ TARGETS = frozenset(
 )
 
 
+MATERIALS = (*BASIS, CONTRAST)
+"""Names of the channels of the modality ``materials``, in order."""
 FAMILIES = ("mr", "ct", "pet", "pet_mr", "pet_ct", "spectral_ct", "synthesis")
 
 
@@ -63,6 +66,19 @@ class Task:
     repeats: int
     acquisition: Acquisition
     config: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def channels(self) -> dict[str, tuple[str, ...]]:
+        """Names of the channels of every target that has several: its energies, or its materials."""
+        energies = self.config["dataset"].get("energies_kev", {})
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.targets:
+            count = self.space[name].channels
+            if name == "materials":
+                found[name] = MATERIALS[:count]
+            elif count > 1 and len(energies.get(name, ())) == count:
+                found[name] = tuple(f"{energy:g} keV" for energy in energies[name])
+        return found
 
     def samples(self, set_name: str = "small") -> Sequence[Mapping[str, Any]]:
         """Return the data set of the named evaluation set (``"small"``, ``"full"``), indexable, with truths.
