@@ -28,12 +28,12 @@ class HybridSampling(PosteriorSampler):
     The densities ``rho = (rho_p, rho_a)`` share the polyenergetic likelihood, which is all that couples them. Every
     step of the reverse diffusion takes the gradient ``g`` of the misfit at ``(\hat\rho_p(x_t), rho_a)``, preconditioned
     as in :class:`~multirecon.reconstruction.misfit.Misfit`, and uses it twice: through the network for the materials of
-    the prior, exactly as :class:`~multirecon.reconstruction.PosteriorSampling` with ``precondition`` does, and in
+    the prior, as :class:`~multirecon.reconstruction.PosteriorSampling` with ``precondition`` does, and in
 
     .. math:: \rho_a \leftarrow \operatorname{prox}_{s \lambda \mathrm{TV},\, \ge 0}(\rho_a - s\, g_a)
 
     for the absent ones, in units of half their range. What the network sees, and its noise, holds the materials of the
-    prior only. Without an absent material this *is* posterior sampling.
+    prior only. Without an absent material and without ``ridge`` this *is* posterior sampling.
 
     The absent materials stay zero until the noise has fallen below ``absent_from``: before, the estimates of the others
     are too blurred for what is left of the data to mean anything.
@@ -43,6 +43,7 @@ class HybridSampling(PosteriorSampler):
         materials: names of the prior's materials, in channel order.
         absent: names of the others and their densities at the top of their range in g/cm^3, in channel order behind
             those of the prior.
+        ridge: see :class:`~multirecon.reconstruction.misfit.Misfit`; None: the preconditioner of posterior sampling.
         steps: number of steps.
         num_samples: posterior samples whose mean is returned.
         autocast: precision inside the network, ``"bfloat16"`` or none.
@@ -64,6 +65,7 @@ class HybridSampling(PosteriorSampler):
         *,
         materials: tuple[str, ...] | list[str] = ("water", "bone"),
         absent: Mapping[str, float],
+        ridge: float | None = None,
         steps: int = 200,
         num_samples: int = 1,
         autocast: str | None = None,
@@ -81,7 +83,7 @@ class HybridSampling(PosteriorSampler):
         if any(not top > 0 for top in absent.values()):
             raise ValueError(f"absent: expected positive densities, got {dict(absent)}")
         mass_attenuation((*materials, *absent), [60.0])  # raises on an unknown name
-        self.prior, self.steps, self.num_samples = prior, steps, num_samples
+        self.prior, self.steps, self.num_samples, self.ridge = prior, steps, num_samples, ridge
         self.autocast = None if autocast is None else getattr(torch, autocast)
         self.tuning = tuning
         (known,) = prior.space.modalities
@@ -115,7 +117,7 @@ class HybridSampling(PosteriorSampler):
         if self.tuning is not None:
             settings |= self.tuning.of(measurement, self.modality)
         own = measurement.embed(self.stack)
-        misfit = Misfit(own, self.stack, scaling=self.scaling, precondition=True)
+        misfit = Misfit(own, self.stack, scaling=self.scaling, precondition=True, ridge=self.ridge)
         shape = (measurement.batch_size, self.prior.space.num_channels, *self.prior.space.shape)
         like = next(network.parameters(), torch.empty(0))
         total = torch.zeros((), device=like.device)
@@ -183,7 +185,7 @@ class _Guide:
         share = torch.cat(
             [(own / whole)[:, None].expand(-1, self.known), (1 / whole)[:, None].expand(-1, channels - self.known)], 1
         )
-        self.share = share[..., None, None].to(self.absent)
+        self.share = 1.0 if misfit.joint else share[..., None, None].to(self.absent)
         self.penalty = TotalVariation(settings["absent_weight"], nonnegative=True, max_iterations=30, tolerance=1e-3)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from ..space import ImageSpace
 
 __all__ = ["Misfit"]
 
+_BEHIND = 0.7  # share of the blank counts below which a ray counts as one behind the object
+
 
 class Misfit:
     r"""``x0 -> (sum_m |y_m - A_m u_m|^2)^(1/2)`` per sample, in units of half the network's range.
@@ -36,6 +38,11 @@ class Misfit:
         scaling: scaling of a stack that is no prior's.
         exact: whether all counts keep their likelihood; those behind several materials always do.
         precondition: whether the gradient is preconditioned for projections.
+        ridge: for counts behind several materials, precondition with the inverse of their joint information, of rays
+            that cross the object, plus this multiple of its diagonal, and let no ray weigh more than a typical one of
+            those; None: channel by channel, as said above. Behind a head the information of (water, bone, iodine) with
+            a unit diagonal has the eigenvalues 2.9, 0.1 and 0.007: a step that is stable along the first needs 29 and
+            440 times as many along the others.
 
     References:
         chung2023dps
@@ -49,7 +56,10 @@ class Misfit:
         scaling: IntensityScaling | None = None,
         exact: bool = False,
         precondition: bool = False,
+        ridge: float | None = None,
     ) -> None:
+        if ridge is not None and not ridge > 0:
+            raise ValueError(f"ridge: expected > 0 or None, got {ridge}")
         space = prior if isinstance(prior, ImageSpace) else prior.space
         self.scaling = scaling or (IntensityScaling(space) if isinstance(prior, ImageSpace) else prior.scaling)
         self.operator, self.precondition = measurement.operator, precondition
@@ -59,6 +69,8 @@ class Misfit:
         self.likelihood: dict[str, Likelihood] = {}
         self.inverse: dict[str, Tensor] = {}
         self.information: dict[str, Tensor] = {}
+        self.joint: dict[str, Tensor] = {}
+        self.weight: dict[str, Tensor] = {}
         middle = self.scaling.inverse(torch.zeros(1, space.num_channels, *[1] * len(space.shape)))
         slope = self.slope = self.scaling.slope(middle).flatten()
         for name, channels in self.channels.items():
@@ -73,6 +85,11 @@ class Misfit:
                 self.data[name], self.likelihood[name] = y, likelihood
                 information = _information(likelihood, y)
                 self.factor[name] = unit * information.mean(1).rsqrt()
+                if ridge is not None and isinstance(likelihood, PolyenergeticPoisson):
+                    inverse, self.weight[name] = _joint_inverse(likelihood, y, ridge)
+                    # a quarter of the step in the range, as all that is in units of half of it
+                    gain = 0.25 / float(measurement.operator[name].norm()) ** 2
+                    self.joint[name] = gain * slope[channels].to(inverse)[:, None] * inverse
             else:
                 self.data[name], noise = gaussian_approximation(likelihood, y)
                 weight = noise.weight(self.data[name])
@@ -91,6 +108,8 @@ class Misfit:
 
     def direction(self, x: Tensor) -> Tensor:
         """Return ``P grad E`` of a clean estimate, shaped like it."""
+        if self.joint:
+            return self._joint_direction(x.detach())
         with torch.enable_grad():
             image = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(0.5 * self.squares(image).sum(), image)
@@ -99,6 +118,16 @@ class Misfit:
             here = self.channels[name]
             gradient[:, here] *= inverse.reshape(*inverse.shape, *[1] * (x.ndim - 2)).to(gradient)
         return gradient
+
+    @torch.no_grad()
+    def _joint_direction(self, x: Tensor) -> Tensor:
+        physical, result = self.scaling.inverse(x), torch.zeros_like(x)
+        for name, matrix in self.joint.items():
+            here, operator = self.channels[name], self.operator[name]
+            slope = self.likelihood[name].grad(operator(physical[:, here]), self.data[name])
+            back = _sharpened(operator.adjoint(self.weight[name] * slope))
+            result[:, here] = torch.einsum("bmn,bn...->bm...", matrix.to(back), back)
+        return result
 
     def length(self, name: str, count: int) -> Tensor:
         """Return the mean length ``(B,)`` that :meth:`direction` gives a unit error of the first channels of a block.
@@ -142,6 +171,19 @@ def _information(likelihood: Likelihood, y: Tensor) -> Tensor:
         information = decompose_counts(likelihood, y)[1]
         return torch.diagonal(information.flatten(3).mean(3), dim1=1, dim2=2)
     return _means(likelihood.weight(y), y)
+
+
+def _joint_inverse(likelihood: PolyenergeticPoisson, y: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Return the damped inverse ``(B, M, M)`` of the mean information of rays behind the object, and rays' weights."""
+    information = decompose_counts(likelihood, y)[1]
+    blank = likelihood.mean(y.new_zeros(y.shape[0], likelihood.num_materials, *y.shape[2:])).sum(1)
+    behind = (y.sum(1) < _BEHIND * blank).to(information)
+    behind = torch.where(behind.flatten(1).any(1)[:, None, None], behind, torch.ones_like(behind))
+    mean = (information * behind[:, None, None]).flatten(3).sum(3) / behind.flatten(1).sum(1)[:, None, None]
+    typical = torch.diagonal(mean, dim1=1, dim2=2)
+    level = (torch.diagonal(information, dim1=1, dim2=2).movedim(-1, 1) / typical[:, :, None, None]).mean(1)
+    weight = level.clamp_min(1.0).reciprocal()[:, None]
+    return torch.linalg.inv(mean + ridge * torch.diag_embed(typical)), weight
 
 
 def _means(weight: Tensor, data: Tensor) -> Tensor:
