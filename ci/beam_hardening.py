@@ -12,7 +12,7 @@ back-projection of line integrals throughout, so that only the model of the beam
 * exact: the same with the spectrum that the data have.
 
 Deviations are relative to the truth at 70 keV (of the uncorrected image: to its own mean over the brain), in brain
-within 10 mm of its border (rim) and deeper than 25 mm (core); cupping is their difference. The same head with all
+4 to 10 mm from its border (rim) and deeper than 25 mm (core); cupping is their difference. The same head with all
 bone turned into water tells hardening by water from hardening by bone.
 """
 

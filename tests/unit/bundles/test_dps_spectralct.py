@@ -12,6 +12,7 @@ from multirecon.bundle import Bundle, load, load_network
 from multirecon.priors import PixelDomain, SampleNoise, reverse_diffusion
 from multirecon.reconstruction import (
     DecomposedSampling,
+    HybridSampling,
     ImageDomainDecomposition,
     PosteriorSampling,
     ProjectionDomainDecomposition,
@@ -64,10 +65,13 @@ def test_published_configuration_instantiates():
 
 def test_variants_are_the_methods_they_say():
     kinds = {None: PosteriorSampling, "mds": DecomposedSampling, "odps": PosteriorSampling,
-             "imtdps": ImageDomainDecomposition, "projtdps": ProjectionDomainDecomposition}  # fmt: skip
+             "imtdps": ImageDomainDecomposition, "projtdps": ProjectionDomainDecomposition,
+             "hybrid": HybridSampling}  # fmt: skip
     for variant, kind in kinds.items():
         workflow, _ = built(variant)
         assert type(workflow.inferer.reconstructor) is kind
+    hybrid = built("hybrid")[0].inferer.reconstructor
+    assert (hybrid.prior.space.num_channels, hybrid.stack.num_channels) == (2, 3)
     for variant, names in (("imtdps", ("ct_low", "ct_high", "ct_bins")), ("projtdps", ("materials",))):
         assert built(variant)[0].inferer.reconstructor.sampler.prior.space.names == names
 
