@@ -27,8 +27,8 @@ from multirecon.space import ImageSpace
 
 DENSITY = "g/cm^3"
 SETTINGS = (
-    "zeta", "strength", "weight", "cost", "level", "coupling", "smoothness", "absent_step", "absent_weight",
-    "absent_from",
+    "zeta", "strength", "calibration", "weight", "cost", "level", "coupling", "smoothness", "absent_step",
+    "absent_weight", "absent_from",
 )  # fmt: skip
 
 
