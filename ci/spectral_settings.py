@@ -6,7 +6,10 @@
 
 A word is BUNDLE[:VARIANT][,NAME=VALUE...]: NAME is a setting of the method's ``tuning`` or a key of its configuration.
 Every channel is told apart (bins, materials). Ranges are the scales of the modalities; of densities bias and root mean
-square error in mg/mL are printed, over the pixels of the head and over those of bone (more than 0.2 g/mL of it).
+square error in mg/mL are printed, over the pixels of the head and over those of bone (more than 0.2 g/mL of it); with
+--places over soft tissue, vessels and inserts too, and the crosstalk of bone, as the records of the harness have them:
+
+    python ci/spectral_settings.py materials_iodine --places tikhonov_petmrct dps_spectralct:hybrid,steps=100
 """
 
 import argparse
@@ -20,8 +23,10 @@ from torch import Tensor
 
 from multirecon import tasks
 from multirecon.bundle import load, load_network
+from multirecon.harness.questions import places
 from multirecon.harness.tuning_data import validation_task
 from multirecon.measurement import Measurement
+from multirecon.metrics import evaluate_channels
 from multirecon.metrics.image import psnr, ssim
 from multirecon.space import ImageSpace
 
@@ -54,7 +59,7 @@ def numbers(result: Tensor, truth: Tensor, *, unit: str, scale: float) -> Iterat
         text = f"{values[0]:.2f} {values[1]:.3f}"
         if unit == DENSITY:
             error = 1e3 * (mine - true)
-            for mask in (truth.sum(1, keepdim=True) > 0.1, truth[:, -1:] > 0.2):
+            for mask in (truth.sum(1, keepdim=True) > 0.1, truth[:, 1:2] > 0.2):
                 text += f" [{float(error[mask].mean()):+.0f}, {float(error[mask].square().mean().sqrt()):.0f}]"
         yield text
 
@@ -68,8 +73,28 @@ def line(result: Tensor, truth: Tensor, space: ImageSpace) -> str:
     return "; ".join(parts)
 
 
-def measure(task_name: str, slices: int, *, test: bool) -> tuple[list[tuple[Measurement, Tensor]], str]:
-    """Return measurements with their truths, and a line that says of what."""
+def by_place(result: Tensor, truth: Tensor, space: ImageSpace, places: list[dict[str, Tensor]], names: Any) -> str:
+    """Return a line a channel of the harness's metrics of energies and materials, means over the samples."""
+    samples = [
+        evaluate_channels(result[k : k + 1], truth[k : k + 1], space, channels=names, places=found)
+        for k, found in enumerate(places)
+    ]
+    lines = []
+    for key in samples[0]:
+        metrics = dict.fromkeys(m for s in samples for m in s[key])
+        found = {m: [s[key][m] for s in samples if m in s[key]] for m in metrics}
+        mean = {m: sum(v) / len(v) for m, v in found.items()}
+        regions = [m.partition("@")[2] for m in mean if m.startswith("bias@")]
+        text = f"PSNR {mean['psnr']:.2f} SSIM {mean['ssim']:.3f}"
+        text += "".join(f" {r} [{mean[f'bias@{r}']:+.2f}, {mean[f'rmse@{r}']:.2f}]" for r in regions)
+        lines.append(f"    {key:18} {text}" + (f" crosstalk {mean['crosstalk']:+.1f}" if "crosstalk" in mean else ""))
+    return "\n".join(lines)
+
+
+def measure(
+    task_name: str, slices: int, *, test: bool
+) -> tuple[list[tuple[Measurement, Tensor]], str, list[dict[str, Tensor]], Any]:
+    """Return measurements with their truths, a line that says of what, places of contrast, and names of channels."""
     task = tasks.load(task_name)
     task = task if test else validation_task(task, slices=slices)
     found = task.samples("small" if test else "validation")
@@ -77,7 +102,8 @@ def measure(task_name: str, slices: int, *, test: bool) -> tuple[list[tuple[Meas
     samples = [found[k] for k in range(step // 2, len(found), step)]
     names = ", ".join(str(s["id"]) for s in samples)
     kind = "test" if test else "validation"
-    return [task.measure(sample) for sample in samples], f"{task_name}: {len(samples)} {kind} slices, {names}"
+    title = f"{task_name}: {len(samples)} {kind} slices, {names}"
+    return [task.measure(sample) for sample in samples], title, [places(s) for s in samples], task.channels
 
 
 def main() -> None:
@@ -87,8 +113,9 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=1, help="slices a subject")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of the sampler")
     parser.add_argument("--test", action="store_true", help="the test anatomies in the place of validation")
+    parser.add_argument("--places", action="store_true", help="materials by place, as in the records")
     chosen = parser.parse_args()
-    cases, title = measure(chosen.task, chosen.slices, test=chosen.test)
+    cases, title, where, names = measure(chosen.task, chosen.slices, test=chosen.test)
     print(title)
     truth, space = torch.cat([t for _, t in cases]), cases[0][0].space
     for word in chosen.words:
@@ -112,6 +139,8 @@ def main() -> None:
         seconds = (time.process_time() - start) / len(results) / len(cases)
         for seed, result in enumerate(results):
             print(f"{word:45} seed {seed} {seconds:6.1f} s  {line(result, truth, space)}", flush=True)
+            if chosen.places:
+                print(by_place(result, truth, space, where, names), flush=True)
         if len(results) > 1:
             mean, spread = torch.stack(results).mean(0), float(torch.stack(results).std(0).mean())
             print(f"{word:45} mean of {len(results)}       {line(mean, truth, space)}; spread {spread:.4f}", flush=True)

@@ -12,6 +12,8 @@ from ..likelihoods import PolyenergeticPoisson
 from ..measurement import Measurement
 from ..operators import SpectralProjector, mass_attenuation
 from ..priors import DiffusionPrior, IntensityScaling, SampleNoise, reverse_diffusion
+from ..solvers import decompose_counts
+from ..solvers.cg import least_squares
 from ..space import ImageSpace, Modality
 from .base import Callback, Capability, ImageSource, PosteriorSampler
 from .misfit import Misfit
@@ -19,6 +21,7 @@ from .tuning import Tuning
 
 __all__ = ["HybridSampling"]
 
+_FIRST_ITERATIONS = 12
 _SETTINGS = {"zeta": 4.0, "absent_step": 1.0, "absent_weight": 0.02, "absent_from": 1.0}
 
 
@@ -44,6 +47,9 @@ class HybridSampling(PosteriorSampler):
         absent: names of the others and their densities at the top of their range in g/cm^3, in channel order behind
             those of the prior.
         ridge: see :class:`~multirecon.reconstruction.misfit.Misfit`; None: the preconditioner of posterior sampling.
+        start: fraction of the schedule to start at (1: pure noise). Below 1 (jump start) the run starts from the
+            maximum-likelihood line integrals of the prior's materials alone, in a few conjugate gradients: skull and
+            skin are then where the data have them, not where the first, noisiest steps happened to put them.
         steps: number of steps.
         num_samples: posterior samples whose mean is returned.
         autocast: precision inside the network, ``"bfloat16"`` or none.
@@ -66,6 +72,7 @@ class HybridSampling(PosteriorSampler):
         materials: tuple[str, ...] | list[str] = ("water", "bone"),
         absent: Mapping[str, float],
         ridge: float | None = None,
+        start: float = 1.0,
         steps: int = 200,
         num_samples: int = 1,
         autocast: str | None = None,
@@ -75,6 +82,8 @@ class HybridSampling(PosteriorSampler):
         super().__init__(source=source)
         if steps < 1 or num_samples < 1:
             raise ValueError(f"steps, num_samples: expected >= 1, got {steps}, {num_samples}")
+        if not 0 < start <= 1:
+            raise ValueError(f"start: expected a fraction above 0 up to 1, got {start}")
         if autocast not in (None, "bfloat16", "float16"):
             raise ValueError(f"autocast: expected None, 'bfloat16' or 'float16', got {autocast!r}")
         if len(prior.space.names) != 1 or prior.space.num_channels != len(materials):
@@ -83,7 +92,7 @@ class HybridSampling(PosteriorSampler):
         if any(not top > 0 for top in absent.values()):
             raise ValueError(f"absent: expected positive densities, got {dict(absent)}")
         mass_attenuation((*materials, *absent), [60.0])  # raises on an unknown name
-        self.prior, self.steps, self.num_samples, self.ridge = prior, steps, num_samples, ridge
+        self.prior, self.steps, self.num_samples, self.ridge, self.start = prior, steps, num_samples, ridge, start
         self.autocast = None if autocast is None else getattr(torch, autocast)
         self.tuning = tuning
         (known,) = prior.space.modalities
@@ -120,13 +129,26 @@ class HybridSampling(PosteriorSampler):
         misfit = Misfit(own, self.stack, scaling=self.scaling, precondition=True, ridge=self.ridge)
         shape = (measurement.batch_size, self.prior.space.num_channels, *self.prior.space.shape)
         like = next(network.parameters(), torch.empty(0))
+        first = self.prior.scaling(self._first(own)) if self.start < 1 else None
         total = torch.zeros((), device=like.device)
         for _ in range(self.num_samples):
             noise = SampleNoise(shape, generator, like=torch.zeros((), device=like.device))
-            total = total + self._sample(misfit, network, noise, settings, callback) / self.num_samples
+            total = total + self._sample(misfit, network, noise, settings, first, callback) / self.num_samples
         result = torch.zeros(shape[0], measurement.space.num_channels, *shape[2:], device=like.device)
         result[:, measurement.space.channels(self.modality)] = total
         return result
+
+    def _first(self, measurement: Measurement) -> Tensor:
+        """Return the densities of the prior's materials that explain the data without any other, ``(B, P, H, W)``."""
+        operator, likelihood = measurement.operator[self.modality], measurement.likelihood[self.modality]
+        assert isinstance(operator, SpectralProjector)
+        assert isinstance(likelihood, PolyenergeticPoisson)
+        known = self.prior.space.num_channels
+        some = PolyenergeticPoisson(likelihood.spectrum, likelihood.attenuation[:known], I0=likelihood.I0,
+                                    scatter=likelihood.scatter)  # fmt: skip
+        integrals, _ = decompose_counts(some, measurement.y[self.modality])
+        projector = SpectralProjector(operator.projector, known)
+        return least_squares(projector, integrals, max_iterations=_FIRST_ITERATIONS).x.clamp_min(0)
 
     def _sample(
         self,
@@ -134,10 +156,14 @@ class HybridSampling(PosteriorSampler):
         network: nn.Module,
         noise: SampleNoise,
         settings: Mapping[str, float],
+        first: Tensor | None,
         callback: Callback | None,
     ) -> Tensor:
         guide = _Guide(misfit, noise.shape, self.stack.num_channels, settings, like=noise.like)
-        zeta = settings["zeta"]
+        zeta, times = settings["zeta"], self.prior.schedule.kept_steps(self.steps)
+        if self.start < 1:
+            last = self.start * (self.prior.schedule.num_timesteps - 1)
+            times = torch.unique(torch.linspace(0, last, self.steps, dtype=torch.float64).round().long())
 
         def guidance(sigma: float) -> float:
             guide.sigma = sigma
@@ -151,7 +177,8 @@ class HybridSampling(PosteriorSampler):
             self.prior.denoiser(network, autocast=self.autocast),
             self.prior.schedule,
             noise,
-            steps=self.steps,
+            steps=times,
+            start=first,
             eta=1.0,
             guide=guide,
             guidance=guidance,

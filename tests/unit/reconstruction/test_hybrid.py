@@ -16,7 +16,7 @@ from multirecon.operators import (
 )
 from multirecon.priors import DiffusionPrior, IntensityScaling, NoiseSchedule, Parametrisation
 from multirecon.reconstruction import HybridSampling, PosteriorSampling, Tuning
-from multirecon.reconstruction.misfit import Misfit
+from multirecon.reconstruction.misfit import Misfit, _joint_inverse
 from multirecon.space import ImageSpace, Modality
 
 THREE = ("water", "bone", "iodine")
@@ -116,6 +116,32 @@ def test_gradient_of_three_materials_against_finite_differences():
     y = measurement.y["materials"]
     numeric = float(likelihood.nll(z + 1e-5 * step, y) - likelihood.nll(z - 1e-5 * step, y)) / 2e-5
     assert float((likelihood.grad(z, y) * step).sum()) == pytest.approx(numeric, rel=1e-6)
+
+
+def test_a_jump_start_begins_where_the_data_have_the_object():
+    """The first image that the network is shown, less its noise, is the head; from pure noise it is not."""
+    shown = {}
+    for start in (0.1, 1.0):
+        network = Seen()
+        run(HybridSampling(prior(), absent={"iodine": 0.05}, steps=3, start=start, ridge=1.0), measured(3), network)
+        shown[start] = torch.corrcoef(torch.stack([network.shown[0][0, 0].flatten(), densities(2)[0, 0].flatten()]))
+    assert float(shown[0.1][0, 1]) > 0.8 > 0.4 > float(shown[1.0][0, 1])
+
+
+def test_joint_preconditioner_evens_out_what_the_data_see_of_the_materials():
+    """The slowest direction of a gradient step gains on the fastest one, the more the smaller the ridge."""
+    data = measured(3, noise=False)
+    spread = []
+    for ridge in (0.03, 0.3, 1e3):  # the last: channel by channel
+        inverse, weight = _joint_inverse(data.likelihood["materials"], data.y["materials"], ridge)
+        damped = torch.linalg.inv(inverse[0].double())
+        mean = damped - ridge / (1 + ridge) * torch.diag(torch.diagonal(damped))
+        rates = torch.linalg.eigvals(inverse[0].double() @ mean).real
+        spread.append(float(rates.max() / rates.min()))
+        assert 0 < float(weight.min()) < float(weight.max()) == 1.0  # rays in air weigh less than they could
+    assert spread[0] < 0.5 * spread[1] < 0.25 * spread[2]
+    with pytest.raises(ValueError, match="ridge: expected > 0 or None"):
+        Misfit(data, space(3), scaling=IntensityScaling(space(3)), precondition=True, ridge=0.0)
 
 
 def test_known_materials_move_as_far_as_without_the_absent_one():
