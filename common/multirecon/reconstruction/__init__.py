@@ -1,6 +1,7 @@
 """Reconstructors: the methods, as MONAI inferers."""
 
 from .base import Capability, ImageSource, PosteriorSampler, Reconstructor
+from .connected import ConnectedPenalty, ConnectedReconstruction
 from .decomposition import ImageDomainDecomposition, ProjectionDomainDecomposition
 from .dictionaries import AnalysisReconstruction, SynthesisReconstruction
 from .fbp import FilteredBackProjection
@@ -18,6 +19,8 @@ from .variational import TotalVariationReconstruction, WaveletSense
 __all__ = [
     "AnalysisReconstruction",
     "Capability",
+    "ConnectedPenalty",
+    "ConnectedReconstruction",
     "DecomposedSampling",
     "FilteredBackProjection",
     "HybridSampling",

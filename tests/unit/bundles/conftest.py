@@ -26,3 +26,8 @@ def mcvarnet():
 @pytest.fixture(scope="session")
 def minet():
     return bundle_module("minet_mr")
+
+
+@pytest.fixture(scope="session")
+def uconnect():
+    return bundle_module("uconnect_spectralct")
