@@ -61,7 +61,7 @@ class EnergyUNets(nn.Module):
         self.gains = nn.Parameter(torch.full((energies,), 0.1))
         self.branches = nn.ModuleList(
             UNet(2, 1, 1, channels=channels, strides=strides, num_res_units=num_res_units, act=activation,
-                 norm=None)  # type: ignore[arg-type]
+                 norm=None)
             for _ in range(energies)
         )  # fmt: skip
 
