@@ -115,6 +115,7 @@ class UnrolledReconstructor(Reconstructor):
         references: clean modalities handed to the network, in this order.
         multiple: the sides of the grid must be divisible by it.
         prior_std: standard deviation s of the error of the iterates, in the unit of the image; None for gradient steps.
+            One for every iteration, or one each (iterates get better, so that it should fall).
         data_consistency: False leaves the data out after the start (an ablation).
         autocast: ``"bfloat16"`` runs the network (never the physics) in mixed precision; None in float32.
         source: how an image stack becomes a Measurement.
@@ -130,7 +131,7 @@ class UnrolledReconstructor(Reconstructor):
         target: str = "flair",
         references: Sequence[str] = ("t1",),
         multiple: int = 4,
-        prior_std: float | None = None,
+        prior_std: float | Sequence[float] | None = None,
         data_consistency: bool = True,
         autocast: str | None = None,
         source: ImageSource | None = None,
@@ -139,7 +140,8 @@ class UnrolledReconstructor(Reconstructor):
         for name in (target, *references):
             space[name]
         self.target, self.references = target, tuple(references)
-        if prior_std is not None and not prior_std > 0:
+        values = prior_std if isinstance(prior_std, Sequence) else () if prior_std is None else (prior_std,)
+        if not all(value > 0 for value in values):
             raise ValueError(f"prior_std: expected > 0 or None, got {prior_std}")
         self.multiple, self.prior_std = multiple, prior_std
         self.data_consistency = data_consistency
@@ -175,13 +177,13 @@ class UnrolledReconstructor(Reconstructor):
         reference = torch.cat([measurement.y[name] for name in self.references], dim=1)
         with torch.set_grad_enabled(network.training):
             zero_filled = operator.adjoint(y)
-            pull = self._pull(measurement, zero_filled) if self.data_consistency else None
+            pulls = self._pulls(measurement, zero_filled, net.iterations) if self.data_consistency else None
             with torch.autocast(y.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 state = net.start(zero_filled, reference)
                 for k in range(net.iterations):
                     x = state[0].float()
-                    if pull is not None:
-                        x = x + net.data_step[k] * pull(x)
+                    if pulls is not None:
+                        x = x + net.data_step[k] * pulls[k](x)
                     state = net.step(k, state, x)
                     if callback is not None:
                         callback(k, net.finish(state).float())
@@ -189,16 +191,26 @@ class UnrolledReconstructor(Reconstructor):
         parts = {name: measurement.y[name] for name in self.references}
         return measurement.operator.assemble({**parts, self.target: result}, batch=len(y))
 
-    def _pull(self, measurement: Measurement, zero_filled: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return ``x -> D x - x`` for features ``(B, n, *shape)``."""
+    def _pulls(
+        self, measurement: Measurement, zero_filled: Tensor, iterations: int
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """Return ``x -> D x - x`` for features ``(B, n, *shape)``, one an iteration."""
         operator = measurement.operator[self.target]
         if self.prior_std is None:
             gram = feature_gram(operator, len(zero_filled))
-            return lambda x: zero_filled - gram(x)
+            return [lambda x: zero_filled - gram(x)] * iterations
+        if not isinstance(self.prior_std, Sequence):
+            return [self._proximal_pull(measurement, zero_filled, self.prior_std)] * iterations
+        if len(self.prior_std) != iterations:
+            raise ValueError(f"prior_std: expected one or {iterations} numbers, got {len(self.prior_std)}")
+        solvers = {std: self._proximal_pull(measurement, zero_filled, std) for std in set(self.prior_std)}
+        return [solvers[std] for std in self.prior_std]
+
+    def _proximal_pull(self, measurement: Measurement, zero_filled: Tensor, std: float) -> Callable[[Tensor], Tensor]:
         likelihood = cast(Gaussian, measurement.likelihood[self.target])
-        weight = (likelihood.sigma.flatten() / self.prior_std) ** 2
+        weight = (likelihood.sigma.flatten() / std) ** 2
         # data without noise would leave what is not sampled undetermined
         weight = weight.clamp_min(1e-4).expand(len(zero_filled)).to(zero_filled)
-        solve = feature_resolvent(operator, weight)
+        solve = feature_resolvent(measurement.operator[self.target], weight)
         fixed, share = solve(zero_filled), weight.reshape(-1, *[1] * (zero_filled.ndim - 1))
         return lambda x: fixed + share * solve(x) - x
