@@ -23,13 +23,16 @@ bar was seen.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import pty
 import re
 import shlex
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -227,6 +230,7 @@ def volume(method: str, data: Path, output: Path) -> list[str]:
     print(f"$ python {shlex.join(words)}", flush=True)
     begin = time.perf_counter()
     main_end, other_end = pty.openpty()
+    fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # else it has no columns to draw in
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdin=other_end, stdout=other_end, stderr=other_end)
     os.close(other_end)
     text = b""
