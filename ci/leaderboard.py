@@ -25,7 +25,7 @@ from pathlib import Path
 
 from multirecon.bundle.folder import Bundle, discover
 from multirecon.files import atomic_path
-from multirecon.harness.leaderboard import Board, boards, select
+from multirecon.harness.leaderboard import Board, Column, Row, boards, select
 from multirecon.harness.records import read_records
 from multirecon.harness.report import read_tasks
 from multirecon.harness.tables import cell, column_head, costs, difference, escape_markdown, markdown_table
@@ -143,15 +143,21 @@ def method_table(tables: Sequence[Board], method: str, metrics: Sequence[str]) -
                 continue
             names = [escape_markdown(board.task), escape_markdown(row.method)]
             values = "<br>".join(f"{column_head(c)} {cell(row, c)}" for c in columns)
-            paired = (
-                f"{difference(row, board.columns[0])} to {escape_markdown(board.baseline)}" if row.differences else "–"
-            )
+            paired = against(row, [c for c in board.columns if c[1] == metrics[0]], board.baseline)
             count = f"{board.anatomies} anatomies, {board.samples} samples"
             lines.append("| " + " | ".join([*names, values, paired, *costs(row)[:2], count]) + " |")
     if not lines:
         return "No results recorded yet."
     head = "| task | method | mean and 95 % interval | paired difference | seconds | peak MiB | n |"
     return "\n".join([head, "|---|---|---|---|---|---|---|", *lines])
+
+
+def against(row: Row, columns: Sequence[Column], baseline: str) -> str:
+    """Return the paired difference of every target, named where there are several."""
+    if not row.differences:
+        return "–"
+    parts = [f"{c[0]} {difference(row, c)}" if len(columns) > 1 else difference(row, c) for c in columns]
+    return f"{'<br>'.join(parts)} to {escape_markdown(baseline)}"
 
 
 if __name__ == "__main__":
