@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.engines import PrepareBatch
 from torch import Tensor
 
 from multirecon.acquisition import Acquisition, PETScan
 from multirecon.bundle.weights import read_weights, write_weights
 from multirecon.data.materials import attenuation_511, unit_to_hu
 from multirecon.networks.dncnn import SpectralDnCNN
-from multirecon.priors.patches import patches_around
-from multirecon.priors.training import FollowsStep, keyed_generator
+from multirecon.priors.pair_training import PreparePatchPairs
 from multirecon.space import ImageSpace
 
 __all__ = ["PreparePairs", "certify_weights"]
@@ -27,7 +25,7 @@ SUPPORT = 0.01
 """Share of the largest activity above which a pixel counts for the scale of an image."""
 
 
-class PreparePairs(FollowsStep, PrepareBatch):
+class PreparePairs(PreparePatchPairs):
     r"""Turns clean slices of CT and PET into pairs ``(x~, x)`` of patches, both divided by the mean activity ``c``.
 
     * ``"fixed_point"``: a scan ``y`` of the slice is simulated by the scanner's own model, with attenuation from the
@@ -52,11 +50,8 @@ class PreparePairs(FollowsStep, PrepareBatch):
         psf_fwhm_mm: resolution in mm, in data and model.
         level: root mean square of the disturbance relative to the mean activity.
         white: ``tau`` relative to the mean activity.
-        patch: side of the patches in pixels.
-        patches: patches a slice.
-        augmentation: ``augmentation(image, brain, generator=...)`` of stacks ``[ct, pet_fdg]``, or None.
-        seed: seed of the random numbers.
-        rank: number of this process.
+        **options: ``patch``, ``patches``, ``augmentation`` (of stacks ``[ct, pet_fdg]``), ``seed``, ``rank`` of
+            :class:`~multirecon.priors.pair_training.PreparePatchPairs`.
 
     Raises:
         ValueError: on an unknown mode.
@@ -64,6 +59,8 @@ class PreparePairs(FollowsStep, PrepareBatch):
     References:
         savanier2024
     """
+
+    threshold = 0.0
 
     def __init__(
         self,
@@ -76,17 +73,13 @@ class PreparePairs(FollowsStep, PrepareBatch):
         psf_fwhm_mm: float = 4.5,
         level: float = 0.22,
         white: float = 0.05,
-        patch: int = 48,
-        patches: int = 4,
-        augmentation: Callable[..., Tensor] | None = None,
-        seed: int = 0,
-        rank: int = 0,
+        **options: Any,
     ) -> None:
+        super().__init__(**options)
         if mode not in ("fixed_point", "gaussian"):
             raise ValueError(f"mode: expected 'fixed_point' or 'gaussian', got {mode!r}")
         self.space, self.mode, self.level, self.white = space, mode, level, white
-        self.counts, self.patch, self.patches = tuple(counts), patch, patches
-        self.augmentation, self.seed, self.rank = augmentation, seed, rank
+        self.counts = tuple(counts)
         self.name = space.names[0]
         # no mismatch: the disturbance has mean zero at the truth
         self.scans = [
@@ -95,25 +88,14 @@ class PreparePairs(FollowsStep, PrepareBatch):
             for n in self.counts
         ]  # fmt: skip
 
-    def __call__(
-        self,
-        batchdata: Mapping[str, Any],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """Return noisy patches ``(B * patches, 1, patch, patch)`` and targets with the channels clean, noisy."""
-        image = torch.as_tensor(batchdata["image"], dtype=torch.float32)
-        generator = keyed_generator("pairs", self.seed, self.step, self.rank)
-        if self.augmentation is not None:
-            brain = torch.as_tensor(batchdata["brain"], dtype=torch.float32)
-            image = self.augmentation(image, brain, generator=generator)
-        pairs = [self.pair(one[None], generator) for one in image]
-        size = {"patch": self.patch, "count": self.patches, "generator": generator}
-        cut = torch.cat([patches_around(pair[0], pair[0, 0] > 0, **size) for pair in pairs])
+    def stacks(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Return clean and noisy images ``(B, 2, H, W)`` of stacks ``[ct, pet]``."""
+        return torch.cat([self.pair(one[None], generator) for one in image])
+
+    def pairs(self, cut: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return noisy patches ``(N, 1, patch, patch)`` and targets with the channels clean, noisy."""
         if self.augmentation is not None:  # the scale is estimated from a noisy image when the denoiser is used
             cut = cut * (1 + 0.2 * (torch.rand(len(cut), 1, 1, 1, generator=generator) - 0.5))
-        cut = cut.to(device, non_blocking=non_blocking)
         return cut[:, 1:], cut
 
     @torch.no_grad()

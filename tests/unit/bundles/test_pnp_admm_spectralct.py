@@ -52,7 +52,7 @@ def test_patches_are_a_function_of_seed_and_step():
     assert torch.equal(maker({"image": image})[0], noisy)
     maker.step = 1
     assert not torch.equal(maker({"image": image})[0], noisy)
-    with pytest.raises(ValueError, match="expected numbers > 0"):
+    with pytest.raises(ValueError, match="sigma: expected a number > 0"):
         PreparePatches([0.5], sigma=0.0)
     with pytest.raises(ValueError, match="expected 1 channels, got 2"):
         PreparePatches([0.5])({"image": image})

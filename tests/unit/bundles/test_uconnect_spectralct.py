@@ -51,8 +51,8 @@ def test_pairs_are_clean_targets_and_a_noisy_reference(uconnect):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scales": [0.0], "reference": 0}, "scales, sigma: expected numbers > 0"),
-        ({"scales": [1.0], "reference": 0, "sigma": -1.0}, "scales, sigma: expected numbers > 0"),
+        ({"scales": [0.0], "reference": 0}, "scales: expected numbers > 0"),
+        ({"scales": [1.0], "reference": 0, "sigma": -1.0}, "sigma: expected a number >= 0"),
         ({"scales": [1.0], "reference": 1}, "reference: expected a channel below 1, got 1"),
     ],
 )

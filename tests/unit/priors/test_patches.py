@@ -5,6 +5,7 @@ import torch
 
 from multirecon.priors import IntensityScaling
 from multirecon.priors.latent_training import BetaVAELoss, EvidenceInferer, PreparePatches
+from multirecon.priors.pair_training import PreparePatchPairs
 from multirecon.priors.patches import PatchGrid, patches_around, random_patches
 from multirecon.space import ImageSpace, Modality
 
@@ -138,3 +139,47 @@ def test_patches_around_an_object_hold_it_and_stay_inside_the_image():
     middle = patches_around(image, ~inside & inside, patch=4, **options)
     assert torch.equal(middle[0], image[:, 4:8, 3:7])
     assert torch.equal(patches_around(image, inside, patch=10, **options), image[None])
+
+
+class Halves(PreparePatchPairs):
+    """Pairs of a patch and the patch with noise: the least a subclass adds."""
+
+    def pairs(self, cut, generator):
+        return cut + torch.rand(cut.shape, generator=generator), cut
+
+
+def test_pairs_are_scaled_cut_around_the_object_and_follow_the_step():
+    image = torch.zeros(2, 2, 32, 32)
+    image[:, :, 20:, 20:] = 3.0
+    maker = Halves([1.5, 6.0], patch=8, patches=5, seed=3)
+    noisy, clean = maker({"image": image})
+    assert noisy.shape == clean.shape == (10, 2, 8, 8)
+    assert bool(
+        (clean.amax(dim=(2, 3)) == torch.tensor([2.0, 0.5])).all()
+    )  # in units of the scales; all hold the object
+    assert torch.equal(maker({"image": image})[0], noisy)
+    for other in (
+        Halves([1.5, 6.0], patch=8, patches=5, seed=4),
+        Halves([1.5, 6.0], patch=8, patches=5, seed=3, rank=1),
+    ):
+        assert not torch.equal(other({"image": image})[0], noisy)
+    maker.step = 1
+    assert not torch.equal(maker({"image": image})[0], noisy)
+
+
+def test_pairs_are_augmented_with_the_brain_before_they_are_scaled():
+    def mask(image, brain, *, generator):
+        assert isinstance(generator, torch.Generator)
+        return image * brain
+
+    image, brain = torch.full((1, 1, 16, 16), 4.0), torch.zeros(1, 1, 16, 16)
+    brain[..., 8:] = 1.0
+    _, clean = Halves([2.0], patch=16, patches=1, augmentation=mask)({"image": image, "brain": brain})
+    assert torch.equal(clean, 2 * brain)
+
+
+def test_pairs_refuse_scales_that_do_not_fit():
+    with pytest.raises(ValueError, match="scales: expected numbers > 0"):
+        Halves([1.0, 0.0])
+    with pytest.raises(ValueError, match="image: expected 3 channels, got 2"):
+        Halves([1.0, 1.0, 1.0])({"image": torch.ones(1, 2, 8, 8)})
