@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 os.environ["MULTIRECON_CACHE"] = tempfile.mkdtemp()
@@ -17,10 +18,20 @@ import multirecon.data.embedded
 from multirecon.data.phantoms import PhantomConfig
 from multirecon.data.splits import EMBEDDED, sample_seed
 from multirecon.data.subject_slices import stored_subject, subject_key, subject_slices, write_subject
+from multirecon.files import atomic_path
 
 SLICES = {"test": 8, "train": 4, "validation": 4}
 NAMES = ("t1", "t2", "flair", "t2star", "ct", "pet_fdg", "attenuation_511")
 MASKS = ("brain", "ms", "infarct", "pet_hot", "pet_cold")
+
+
+def repack(path: Path) -> None:
+    """Compress the members of an archive more tightly (LZMA, a fifth less than what numpy writes)."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in sorted(archive.namelist())}
+    with atomic_path(path) as draft, zipfile.ZipFile(draft, "w", compression=zipfile.ZIP_LZMA) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content, compress_type=zipfile.ZIP_LZMA)
 
 
 def main() -> None:
@@ -36,6 +47,7 @@ def main() -> None:
         wanted = {f"fine_{n}" for n in (*NAMES, *MASKS)} | {"regions", "affines", "z"}
         path = folder / f"{key}.npz"
         write_subject(path, {n: a for n, a in arrays.items() if n in wanted})
+        repack(path)
         print(f"{split}: {path.name} {path.stat().st_size / 1e6:.2f} MB")
 
 

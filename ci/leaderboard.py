@@ -12,7 +12,8 @@ Marks, each on a line of its own, in README.md, docs/**/*.md and bundles/*/docs/
     <!-- bundles -->                                        the bundles themselves, from their metadata
     <!-- end bundles -->
 
-The results are those of `multirecon evaluate` (joined by `multirecon merge`) kept in docs/leaderboard/.
+The results are those of `multirecon evaluate` (joined by `multirecon merge`) kept in docs/leaderboard/,
+compressed (`gzip -n9 records.jsonl`).
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_boards(folder: Path) -> list[Board]:
     """Return the boards of the kept results; none where nothing is kept yet."""
-    if not (folder / "records.jsonl").is_file():
+    if not any((folder / name).is_file() for name in ("records.jsonl", "records.jsonl.gz")):
         return []
     records, problems = read_records(folder / "records.jsonl")
     selection = select(records)

@@ -1,6 +1,7 @@
 """Records on the disk: nothing lost, nothing doubled, nothing believed that is broken."""
 
 import errno
+import gzip
 import math
 import multiprocessing
 import os
@@ -69,6 +70,18 @@ def test_a_broken_tail_is_closed_off_and_reported(tmp_path):
     assert "records.jsonl:2" in problems[0]
     with pytest.raises(ValueError, match="existing file"):
         read_records(tmp_path / "none.jsonl")
+
+
+def test_compressed_results_are_read_and_not_added_to(tmp_path):
+    path, packed = tmp_path / "records.jsonl", tmp_path / "records.jsonl.gz"
+    line = RECORD.to_line().encode() + b"\n"
+    packed.write_bytes(gzip.compress(line))
+    assert read_records(path) == ([RECORD], [])
+    with pytest.raises(ValueError, match=r"expected a file to add to, got .*gunzip"):
+        RecordFile(path)
+    packed.write_bytes(gzip.compress(line)[:-9])
+    with pytest.raises(ValueError, match="expected a whole gzip file, got"):
+        read_records(path)
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -151,6 +153,9 @@ class RecordFile:
     Args:
         path: the file, made with its folder where it is missing.
 
+    Raises:
+        ValueError: if compressed results are kept in its place (see :func:`read_records`): they cannot be added to.
+
     Example:
         >>> import tempfile
         >>> file = RecordFile(Path(tempfile.mkdtemp()) / "records.jsonl")
@@ -161,6 +166,8 @@ class RecordFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if not self.path.exists() and _packed(self.path).exists():
+            raise ValueError(f"records: expected a file to add to, got {str(_packed(self.path))!r} (unpack it: gunzip)")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._settled: set[tuple[Any, ...]] = set()
         self._offset = 0
@@ -222,14 +229,25 @@ class RecordFile:
 def read_records(path: str | os.PathLike[str]) -> tuple[list[Record], list[str]]:
     """Return the records of a file and one sentence for every line that is no record.
 
+    Results that are kept rather than added to may be compressed: where ``path`` is missing, ``path`` with ``.gz``
+    behind it is read.
+
     Raises:
-        ValueError: if there is no such file.
+        ValueError: if there is no such file, or the compressed one is damaged.
     """
     source = Path(path)
-    if not source.is_file():
+    packed = _packed(source)
+    if source.is_file():
+        content = source.read_bytes()
+    elif packed.is_file():
+        try:
+            content = gzip.decompress(packed.read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"records: expected a whole gzip file, got {str(packed)!r} ({error})") from None
+    else:
         raise ValueError(f"records: expected an existing file, got {str(source)!r}")
     records, problems = [], []
-    for number, line in enumerate(source.read_bytes().decode(errors="replace").split("\n"), start=1):
+    for number, line in enumerate(content.decode(errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -237,6 +255,10 @@ def read_records(path: str | os.PathLike[str]) -> tuple[list[Record], list[str]]
         except ValueError as error:
             problems.append(f"{source.name}:{number}: {error}")
     return records, problems
+
+
+def _packed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
