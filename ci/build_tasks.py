@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,21 @@ def energies() -> list[dict[str, Any]]:
             "Water and bone densities from 120 views in three energy bins (2e4 photons together)",
             "spectral_ct",
             {"materials": spectral(120, 2e4, **bins, model="polyenergetic")},
+        ),
+        *(
+            task(
+                name,
+                f"Attenuation at 53 and 72 keV from {views} views each over a full turn ({words}), as published for MCAOL",
+                "spectral_ct",
+                {
+                    modality: spectral(views, photons, kvp, energies_kev=ENERGIES[modality], arc=2 * math.pi)
+                    for modality, kvp in (("ct_low", 80.0), ("ct_high", 140.0))
+                },
+            )
+            for name, views, photons, words in (
+                ("dect_views63", 63, 1e5, "1e5 photons"),
+                ("dect_counts_5e3", 126, 5e3, "5e3 photons"),
+            )
         ),
     ]
 
