@@ -364,7 +364,7 @@ def energies() -> list[dict[str, Any]]:
         *(
             task(
                 name,
-                f"Attenuation at 53 and 72 keV from {views} views each over a full turn ({words}), as published for MCAOL",
+                f"Attenuation at 53 and 72 keV from {views} views over a full turn ({words}), settings of MCAOL",
                 "spectral_ct",
                 {
                     modality: spectral(views, photons, kvp, energies_kev=ENERGIES[modality], arc=2 * math.pi)

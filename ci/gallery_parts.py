@@ -13,6 +13,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from multirecon.files import atomic_path
@@ -24,11 +25,12 @@ SETTING = "MULTIRECON_REAL_DATA"
 
 
 class Panel(NamedTuple):
-    """One picture: what it is, grey values as they stand on the screen ``(H, W)``, and its window."""
+    """One picture: what it is, values as they stand on the screen ``(H, W)``, its window and colours (grey)."""
 
     title: str
     image: Tensor
     window: tuple[float, float]
+    colours: str = "gray"
 
 
 def real_data(*needed: str) -> Path:
@@ -151,8 +153,18 @@ def upright(image: Tensor) -> Tensor:
     return image.T.flip(0, 1)
 
 
-def draw(path: Path, rows: Sequence[Sequence[Panel]], *, width: float = 2.4, dpi: int = 130) -> None:
-    """Write rows of grey-value pictures, whole or not at all."""
+def draw(
+    path: Path, rows: Sequence[Sequence[Panel]], *, width: float = 2.4, dpi: int = 130, palette: int | None = None
+) -> None:
+    """Write rows of pictures, whole or not at all.
+
+    Args:
+        path: the PNG file.
+        rows: the pictures, row by row.
+        width: of one picture in inches.
+        dpi: dots an inch.
+        palette: number of colours of the file; None for all (three times the size).
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -168,10 +180,14 @@ def draw(path: Path, rows: Sequence[Sequence[Panel]], *, width: float = 2.4, dpi
         for axis in line:
             axis.axis("off")
         for panel, axis in zip(row, line, strict=False):
-            axis.imshow(panel.image.numpy(), cmap="gray", vmin=panel.window[0], vmax=panel.window[1],
+            axis.imshow(panel.image.numpy(), cmap=panel.colours, vmin=panel.window[0], vmax=panel.window[1],
                         interpolation="nearest")  # fmt: skip
             axis.set_title(panel.title, fontsize=8)
     with atomic_path(path) as draft:
         figure.savefig(draft, dpi=dpi)
+        if palette is not None:
+            with Image.open(draft) as picture:
+                small = picture.convert("RGB").quantize(palette, dither=Image.Dither.NONE)
+            small.save(draft, optimize=True)
     plt.close(figure)
     print(f"written {path}")

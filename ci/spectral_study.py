@@ -3,8 +3,8 @@
     multirecon evaluate OUT --tasks materials_iodine,spectralct_iodine --bundles tikhonov_petmrct,mcaol_spectralct
     python ci/spectral_study.py OUT [OUT2 ...] [--tasks NAME,...] [--page PAGE]
 
-prints one table a task, or fills the blocks ``<!-- study TASK -->`` of a page. Means are over anatomies, intervals those
-of docs/evaluation.md (95 %, bootstrap over anatomies). Of materials, places hold bias and root mean square error.
+prints one table a task, or fills the blocks ``<!-- study TASK -->`` of a page. Means are over anatomies, intervals
+those of docs/evaluation.md (95 %, bootstrap over anatomies). Of materials, places hold bias and root mean square error.
 """
 
 from __future__ import annotations
@@ -78,7 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         records = [r for folder in options.folders for r in read_records(folder / "records.jsonl")[0]]
         found = dict.fromkeys(r.task for r in records if r.task in tasks.names())
-        wanted = options.tasks.split(",") if options.tasks else [n for n in found if tasks.load(n).config.get("family") == FAMILY]
+        wanted = (
+            options.tasks.split(",")
+            if options.tasks
+            else [n for n in found if tasks.load(n).config.get("family") == FAMILY]
+        )
         selection = select(r for r in records if r.task in wanted)
         for board in boards(selection, targets={n: channels_of(n)[0] for n in wanted}):
             names, dense = channels_of(board.task)

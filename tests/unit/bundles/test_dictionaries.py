@@ -1,13 +1,16 @@
 """What the dictionary bundles ship: frames that are tight, atoms in the unit ball, published sizes that instantiate."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from multirecon.bundle import read_weights
+from multirecon import tasks
+from multirecon.bundle import Bundle, load, load_network, read_weights
+from multirecon.metrics.image import psnr
 from multirecon.priors.dictionaries import dct_bank, frame_error
 
 BUNDLES = Path(__file__).resolve().parents[3] / "bundles"
@@ -54,3 +57,39 @@ def test_published_configurations_instantiate(name, shape, settings):
         assert learner.precision.tolist() == [1000.0] * 5
         first = network.filters[:, 0]
         assert torch.equal(first, first[:, :1, :1].expand_as(first))  # a constant filter to begin with
+
+
+@pytest.mark.parametrize(("views", "photons", "task"), [(63, 1e5, "dect_views63"), (126, 5e3, "dect_counts_5e3")])
+def test_published_scans_and_iterations_of_the_operators(views, photons, task):
+    """63 views of 1e5 photons, 126 of 5e3, over a full turn; 300 alternations of 150 steps: configuration and task."""
+    parser = ConfigParser()
+    configs = BUNDLES / "mcaol_spectralct" / "configs"
+    parser.read_config([str(configs / name) for name in ("inference.json", "published.json")])
+    parser.update({"bundle_root": str(configs.parent), "views": views, "photons": photons})
+    method = parser.get_parsed_content("inferer").reconstructor
+    assert (method.iterations, method.inner_iterations, method.start_iterations) == (300, 150, 150)
+    assert method.joint
+    for scans in (parser.get_parsed_content("acquisition").scans, tasks.load(task).acquisition.scans):
+        assert list(scans) == ["ct_low", "ct_high"]
+        assert {(s.views, s.photons, s.geometry.arc) for s in scans.values()} == {(views, photons, 2 * math.pi)}
+    # an odd number of views over a full turn measures every ray once, an even one twice
+    angles = {round(k * 2 * math.pi / views % math.pi, 9) for k in range(views)}
+    assert len(angles) == 63
+
+
+def test_the_energy_of_lower_dose_gains_most_from_the_shared_support():
+    """Synergy: 53 keV with 4e3 photons beside 72 keV with 1e5, with and without the coupling of the codes."""
+    root = BUNDLES / "mcaol_spectralct"
+    dose = {"acquisition#scans#ct_low#photons": 4e3, "acquisition#scans#ct_high#photons": 1e5}
+    fast = {"inferer#reconstructor#iterations": 12, "inferer#reconstructor#inner_iterations": 5}
+    found = {}
+    for variant in (None, "separate"):
+        workflow = load(Bundle(root), variant, device="$torch.device('cpu')", **dose, **fast)
+        batch = workflow.evaluator.data_loader.collate_fn([workflow.dataset[3]])
+        measurement, truth = workflow.evaluator.prepare_batch(batch, torch.device("cpu"), False)
+        network = load_network(workflow, bundle=Bundle(root))
+        image = workflow.inferer.reconstructor(measurement, network).as_tensor()
+        found[variant] = [float(psnr(image[:, k : k + 1], truth[:, k : k + 1], data_range=0.25)) for k in (0, 1)]
+    low, high = (joint - single for joint, single in zip(found[None], found["separate"], strict=True))
+    assert low > 0.2
+    assert low > high + 0.2

@@ -64,7 +64,7 @@ def test_published_configuration_instantiates():
 
 
 def test_variants_are_the_methods_they_say():
-    kinds = {None: PosteriorSampling, "mds": DecomposedSampling, "odps": PosteriorSampling,
+    kinds = {None: PosteriorSampling, "mds": DecomposedSampling, "odps": HybridSampling,
              "imtdps": ImageDomainDecomposition, "projtdps": ProjectionDomainDecomposition,
              "hybrid": HybridSampling}  # fmt: skip
     for variant, kind in kinds.items():
@@ -72,6 +72,8 @@ def test_variants_are_the_methods_they_say():
         assert type(workflow.inferer.reconstructor) is kind
     hybrid = built("hybrid")[0].inferer.reconstructor
     assert (hybrid.prior.space.num_channels, hybrid.stack.num_channels) == (2, 3)
+    one_step = built("odps")[0].inferer.reconstructor  # no absent material: guided sampling of water and bone alone
+    assert (one_step.prior.space.num_channels, one_step.stack.num_channels) == (2, 2)
     for variant, names in (("imtdps", ("ct_low", "ct_high", "ct_bins")), ("projtdps", ("materials",))):
         assert built(variant)[0].inferer.reconstructor.sampler.prior.space.names == names
 
