@@ -127,3 +127,36 @@ def test_the_overhead_bench_replays_the_very_calls(script):
         network.weight.copy_(weight)
     torch.testing.assert_close(run(), expected)  # and everything is back in its place
     assert "forward" not in vars(network)
+
+
+def spectral(task, method, anatomy, metrics):
+    bundle, _, variant = method.partition(":")
+    return Record(task=task, bundle=bundle, variant=variant, sample=f"{anatomy}/0/1", anatomy=anatomy, fingerprint=task,
+                  status="ok", metrics=metrics, seconds=2.0, peak_mb=900.0)  # fmt: skip
+
+
+def test_tables_of_energies_and_of_materials_by_place(script, tmp_path, capsys):
+    study = script("spectral_study")
+    records = []
+    for method, better in (("tikhonov_petmrct", 0.0), ("dps_spectralct:hybrid", 3.0)):
+        for anatomy, head in (("09", 1.0), ("15", 2.0)):
+            bins = {f"ct_bins:{e} keV": {"psnr": 20 + head + better, "ssim": 0.9} for e in (44, 64, 92)}
+            records.append(spectral("spectralct_iodine", method, anatomy, {"ct_bins": {"psnr": 20.0}, **bins}))
+            of = {"psnr": 15 + head + better, "ssim": 0.5, "bias@head": -2 * head, "rmse@head": 4.0, "crosstalk": 7.0}
+            rod = {"bias@insert_2": -1.5, "rmse@insert_2": 1.6} if anatomy == "09" else {}
+            metrics = {f"materials:{m}": {**of, **rod} for m in ("water", "bone", "iodine")}
+            records.append(spectral("materials_iodine", method, anatomy, {"materials": {"psnr": 20.0}, **metrics}))
+    (tmp_path / "records.jsonl").write_text("".join(r.to_line() + "\n" for r in records))
+    assert study.main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "spectralct_iodine: 2 heads, 2 slices" in text
+    cell = "24.50 [24.00, 25.00], 0.900"
+    assert f"| `dps_spectralct:hybrid` | {cell} | {cell} | {cell} | 2.0 | 900 | 2 |" in text
+    assert "| method | material | PSNR dB, SSIM | head | insert_2 | crosstalk | s | MiB | n |" in text
+    assert "|  | iodine | 19.50 [19.00, 20.00], 0.500 | -3.0, 4.0 | -1.5, 1.6 | +7.0 |  |  |  |" in text
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- study materials_iodine -->\n<!-- end study -->\nb\n")
+    assert study.main([str(tmp_path), "--tasks", "materials_iodine", "--page", str(page)]) == 0
+    assert page.read_text().startswith("a\n<!-- study materials_iodine -->\n| method | material |")
+    assert study.main([str(tmp_path), "--page", str(page)]) == 2  # a block for every task, or an error
+    assert "expected one block" in capsys.readouterr().err
