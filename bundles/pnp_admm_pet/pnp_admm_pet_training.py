@@ -39,6 +39,9 @@ class PreparePairs(PreparePatchPairs):
       not see at all (its blur removes the highest frequencies) would otherwise stay in the image whatever it is.
     * ``"gaussian"``: ``x~ = x + level n``, the control.
 
+    In training the clean patch is multiplied by a random ``gain`` and the disturbance is not: one network for several
+    ratios of noise and image, chosen at reconstruction by the unit of the image (``D(g x) / g``).
+
     Scans, noise, augmentation and patches are functions of (seed, step, rank).
 
     Args:
@@ -50,6 +53,7 @@ class PreparePairs(PreparePatchPairs):
         psf_fwhm_mm: resolution in mm, in data and model.
         level: root mean square of the disturbance relative to the mean activity.
         white: ``tau`` relative to the mean activity.
+        gains: smallest and largest gain, drawn log-uniformly for every patch where there is an augmentation.
         **options: ``patch``, ``patches``, ``augmentation`` (of stacks ``[ct, pet_fdg]``), ``seed``, ``rank`` of
             :class:`~multirecon.priors.pair_training.PreparePatchPairs`.
 
@@ -73,13 +77,14 @@ class PreparePairs(PreparePatchPairs):
         psf_fwhm_mm: float = 4.5,
         level: float = 0.22,
         white: float = 0.05,
+        gains: tuple[float, float] = (0.7, 2.0),
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if mode not in ("fixed_point", "gaussian"):
             raise ValueError(f"mode: expected 'fixed_point' or 'gaussian', got {mode!r}")
         self.space, self.mode, self.level, self.white = space, mode, level, white
-        self.counts = tuple(counts)
+        self.counts, self.gains = tuple(counts), gains
         self.name = space.names[0]
         # no mismatch: the disturbance has mean zero at the truth
         self.scans = [
@@ -94,8 +99,10 @@ class PreparePairs(PreparePatchPairs):
 
     def pairs(self, cut: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return noisy patches ``(N, 1, patch, patch)`` and targets with the channels clean, noisy."""
-        if self.augmentation is not None:  # the scale is estimated from a noisy image when the denoiser is used
-            cut = cut * (1 + 0.2 * (torch.rand(len(cut), 1, 1, 1, generator=generator) - 0.5))
+        if self.augmentation is not None:
+            low, high = self.gains
+            gain = low * (high / low) ** torch.rand(len(cut), 1, 1, 1, generator=generator)
+            cut = torch.cat([gain * cut[:, :1], gain * cut[:, :1] + cut[:, 1:] - cut[:, :1]], dim=1)
         return cut[:, 1:], cut
 
     @torch.no_grad()

@@ -19,8 +19,9 @@ from multirecon.reconstruction.plug_and_play import (
     mean_activity,
     plug_and_play,
 )
+from multirecon.solvers.data_steps import NewtonStep
 from multirecon.solvers.em import osem
-from multirecon.solvers.em_engine import TorchEM
+from multirecon.solvers.terms import DataTerm
 
 __all__ = ["Scan", "central", "norms", "pair_ratios", "points_of", "prepare", "rising_steps", "run",
            "spread_of_starts", "with_lesion", "worst_pairs"]  # fmt: skip
@@ -31,33 +32,36 @@ class Scan:
     """A PET scan made ready: data, start, scale and coupling.
 
     Args:
-        engine: one EM iteration.
+        step: the data step.
         start: OSEM image ``(B, 1, H, W)``.
         scale: ``c``, ``(B,)``.
         rho: coupling, ``(B,)``.
     """
 
-    engine: TorchEM
+    step: NewtonStep
     start: Tensor
     scale: Tensor
     rho: Tensor
 
 
 @torch.no_grad()
-def prepare(measurement: Measurement, *, level: float, name: str = "pet_fdg", warm_start: int = 4) -> Scan:
+def prepare(
+    measurement: Measurement, *, level: float, gain: float = 1.0, name: str = "pet_fdg", warm_start: int = 4
+) -> Scan:
     """Return a scan as :class:`multirecon.reconstruction.PlugAndPlayADMM` prepares it.
 
     Args:
         measurement: a measurement with a PET block.
         level: the setting of that name.
+        gain: the setting of that name.
         name: the block.
         warm_start: passes of OSEM.
     """
     operator, likelihood, y = measurement.operator[name], measurement.likelihood[name], measurement.y[name]
-    engine = TorchEM(operator, likelihood, y)
+    step = NewtonStep(DataTerm(operator, likelihood, y))
     start = osem(operator, likelihood, y, subsets=6, iterations=warm_start)
-    scale = mean_activity(start)
-    return Scan(engine, start, scale, scale * gradient_noise(engine, start) / level)
+    scale = mean_activity(start) / gain
+    return Scan(step, start, scale, gradient_noise(step.data, start) * scale / (gain * level))
 
 
 def run(
@@ -71,7 +75,7 @@ def run(
         return network(image)
 
     begin = scan.start if start is None else start
-    result = plug_and_play(scan.engine, denoise, begin, scale=scan.scale, rho=scan.rho, iterations=iterations,
+    result = plug_and_play(scan.step, denoise, begin, scale=scan.scale, rho=scan.rho, iterations=iterations,
                            inner_iterations=inner_iterations)  # fmt: skip
     ws = arguments[: iterations + 1]
     steps = [float(torch.linalg.vector_norm(b[0] - a[0])) for a, b in pairwise(ws)]

@@ -1,4 +1,4 @@
-r"""Plug-and-play ADMM, and its form for PET: the Poisson likelihood by expectation maximisation.
+r"""Plug-and-play ADMM, and its form for PET: the Poisson likelihood by projected Newton steps.
 
 With a firmly nonexpansive denoiser ``D`` the iteration converges to a solution of ``x = D(x - grad f(x) / rho)``; no
 cost function exists that it would minimise. What is guaranteed is the residual of ``w``, the argument of ``D``.
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..measurement import Measurement
-from ..solvers.data_steps import DataStep, EmissionStep
+from ..solvers.data_steps import DataStep, EmissionStep, NewtonStep
 from ..solvers.em import osem
-from ..solvers.em_engine import EMEngine, TorchEM
+from ..solvers.em_engine import EMEngine
+from ..solvers.terms import DataTerm
 from .base import Callback, ImageSource
 from .em import EmissionCapability, EmissionReconstructor
 from .tuning import Tuning
@@ -27,6 +28,9 @@ __all__ = ["PlugAndPlay", "PlugAndPlayADMM", "fixed_point_error", "gradient_nois
 
 SUPPORT = 0.01
 """Share of the largest activity above which a voxel counts for the scale of an image."""
+
+SETTLED = 10
+"""Iterations after which the tolerance of the data step begins to fall."""
 
 Denoiser = Callable[[Tensor], Tensor]
 
@@ -70,7 +74,8 @@ def plug_and_play(
 
     In terms of ``w = x + u`` this is ``w <- w + prox(2 v - w) - v``: for a firmly nonexpansive ``D`` and a convex ``f``
     an averaged map, so that ``|w_k+1 - w_k|`` never grows (of ``w / c``, where channels differ in scale). The data step
-    is warm-started at the last ``x``; the scale ``c`` is fixed, for a rescaling from iteration to iteration is another
+    is warm-started at the last ``x``, and its tolerance falls like ``1 / k^1.1`` after the tenth iteration, for errors
+    may not add up without end; the scale ``c`` is fixed, for a rescaling from iteration to iteration is another
     operator than ``D``.
 
     Args:
@@ -82,7 +87,7 @@ def plug_and_play(
         rho: ``(B,)``, of the problem in ``x / c``.
         iterations: bound on the iterations.
         inner_iterations: bound on the iterations of a data step.
-        inner_tolerance: residual of its optimality conditions at which a data step ends.
+        inner_tolerance: residual of its optimality conditions at which a data step ends, in the first ten iterations.
         tolerance: end when the relative residual of ``w`` of every sample is at most this; 0 for all iterations.
         callback: called after each iteration with the image of the data step and ``{"residual": (B,), "kkt": (B,)}``.
 
@@ -99,7 +104,8 @@ def plug_and_play(
     w, x = start, start.clamp_min(torch.finfo(start.dtype).tiny)
     v = c * denoiser(w / c)
     for iteration in range(1, iterations + 1):
-        x, count, kkt = step.proximal(2 * v - w, strength, x, iterations=inner_iterations, tolerance=inner_tolerance)
+        goal = inner_tolerance / max(1.0, iteration / SETTLED) ** 1.1
+        x, count, kkt = step.proximal(2 * v - w, strength, x, iterations=inner_iterations, tolerance=goal)
         change = x - v
         w = w + change
         residuals.append(_norm(change / c) / _norm(w / c).clamp_min(torch.finfo(w.dtype).tiny))
@@ -146,18 +152,17 @@ def mean_activity(image: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def gradient_noise(engine: TorchEM, image: Tensor, *, probes: int = 8) -> Tensor:
+def gradient_noise(data: DataTerm, image: Tensor, *, probes: int = 8) -> Tensor:
     r"""Return the standard deviation of ``grad f`` at the truth, ``(B,)``, root mean square over the emitting voxels.
 
     ``grad f = A^T (1 - y / ybar)`` has the covariance ``A^T diag(1 / ybar) A``; the mean of its diagonal is estimated
     with random signs, the same in every call and for every sample.
 
     Args:
-        engine: data and model.
+        data: data and model, with one block of counts.
         image: an estimate ``(B, 1, *shape)`` that gives ``ybar``.
         probes: draws.
     """
-    data = engine.data
     (predicted,) = data.predict(image)
     (term,) = data.terms
     ybar = (predicted + term.likelihood.background.to(predicted)).clamp_min(1e-3)  # type: ignore[operator]
@@ -177,13 +182,14 @@ class PlugAndPlayADMM(EmissionReconstructor):
     The bundle's network is ``D``, for images divided by their mean activity ``c``, which the OSEM image gives once for
     the scan. ``rho`` is chosen so that the noise of ``grad f(x) / rho`` at the truth has the root mean square ``level``
     (a setting, relative to ``c``): the disturbance that ``D`` was trained to remove, whatever the number of counts. A
-    lower level trusts the denoiser more. In volumes ``D`` acts slice by slice along the last axis, which keeps it
+    lower level trusts the denoiser more. The other setting, ``gain``, is the mean activity that ``D`` sees: the operator
+    is ``D(g x) / g``, as nonexpansive as ``D``, and a larger gain makes its noise smaller beside the image. In volumes ``D`` acts slice by slice along the last axis, which keeps it
     firmly nonexpansive.
 
     After a call ``runs`` holds the outcome of every PET block: residuals, inner iterations, fixed-point error.
 
     Args:
-        tuning: settings ``level`` and ``smoothness`` (of the other modalities).
+        tuning: settings ``level``, ``gain`` and ``smoothness`` (of the other modalities).
         iterations: bound on the ADMM iterations.
         inner_iterations: bound on the EM iterations of a data step.
         inner_tolerance: residual of the optimality conditions at which a data step ends.
@@ -197,11 +203,11 @@ class PlugAndPlayADMM(EmissionReconstructor):
         ValueError: on numbers out of range.
 
     References:
-        sureau2023, depierro1995
+        sureau2023, xu2020
     """
 
     capability = EmissionCapability()
-    settings = ("level", "smoothness")
+    settings = ("level", "gain", "smoothness")
 
     def __init__(
         self,
@@ -239,14 +245,15 @@ class PlugAndPlayADMM(EmissionReconstructor):
         if network is None:
             raise ValueError("network: expected the bundle's denoiser, got None")
         operator, likelihood, y = measurement.operator[name], measurement.likelihood[name], measurement.y[name]
-        engine = TorchEM(operator, likelihood, y)
+        step = NewtonStep(DataTerm(operator, likelihood, y))
         start = osem(operator, likelihood, y, subsets=self.divisor(measurement, name), iterations=self.warm_start)
         # an empty scan leaves nothing to scale by
         scale = mean_activity(start).clamp_min(torch.finfo(start.dtype).tiny)
-        level = self.tuning.of(measurement, name)["level"]
-        rho = (scale * gradient_noise(engine, start) / level).clamp_min(1e-6)
+        settings = self.tuning.of(measurement, name)
+        scale, gain = scale / settings["gain"], settings["gain"]
+        rho = (gradient_noise(step.data, start) * scale / (gain * settings["level"])).clamp_min(1e-6)
         run = plug_and_play(
-            engine, slicewise(network), start, scale=scale, rho=rho, iterations=self.iterations,
+            step, slicewise(network), start, scale=scale, rho=rho, iterations=self.iterations,
             inner_iterations=self.inner_iterations, inner_tolerance=self.inner_tolerance, tolerance=self.tolerance,
             callback=report,
         )  # fmt: skip

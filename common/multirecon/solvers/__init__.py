@@ -7,6 +7,7 @@ from .em import bsrem, map_em, mlem, one_step_late, osem, subset_order
 from .em_engine import EMEngine, TorchEM, anchored_em
 from .fista import fista
 from .pdhg import PDHGResult, pdhg
+from .projected_newton import projected_newton
 from .proximal import data_proximal
 from .quasi_newton import bounded_quasi_newton
 from .sirt import sirt
@@ -36,6 +37,7 @@ __all__ = [
     "one_step_late",
     "osem",
     "pdhg",
+    "projected_newton",
     "separable_surrogate",
     "sirt",
     "subset_order",

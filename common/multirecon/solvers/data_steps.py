@@ -12,10 +12,11 @@ from multirecon.operators import BlockDiagonal
 
 from ..blocks import Blocks
 from .em_engine import EMEngine, anchored_em, divide, poisson_gradient
+from .projected_newton import projected_newton
 from .quasi_newton import bounded_quasi_newton
 from .terms import DataTerm
 
-__all__ = ["DataStep", "EmissionStep", "StackStep"]
+__all__ = ["DataStep", "EmissionStep", "NewtonStep", "StackStep"]
 
 
 @runtime_checkable
@@ -39,8 +40,29 @@ class DataStep(Protocol):
         """Return the gradient of ``f`` where ``x > 0``."""
 
 
+class NewtonStep:
+    """Projected Newton steps on the likelihood itself: see :func:`~multirecon.solvers.projected_newton`.
+
+    Args:
+        data: operator, convex likelihood and data.
+    """
+
+    def __init__(self, data: DataTerm) -> None:
+        self.data = data
+
+    def proximal(
+        self, anchor: Tensor, rho: Tensor, x0: Tensor, *, iterations: int, tolerance: float
+    ) -> tuple[Tensor, int, Tensor]:
+        """See :class:`DataStep`; an iteration is a projection forth and back."""
+        return projected_newton(self.data, anchor=anchor, rho=rho, x0=x0, iterations=iterations, tolerance=tolerance)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """See :class:`DataStep`."""
+        return self.data.adjoint(self.data.slopes(self.data.predict(x)))
+
+
 class EmissionStep:
-    """De Pierro's iteration around the EM iteration of a program.
+    """De Pierro's iteration around the EM iteration of a program: slow, and all that a black box needs to offer.
 
     Args:
         engine: the EM iteration.
