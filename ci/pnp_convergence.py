@@ -1,16 +1,31 @@
-"""Print what the convergence of `pnp_admm_pet` rests on: `python ci/pnp_convergence.py [--points 200 ...]`."""
+"""Print what the convergence of `pnp_admm_pet` rests on: `python ci/pnp_convergence.py [--points 200 ...]`.
+
+With `--dataset_dir` (a folder of `multirecon dataset build`) points and pairs come from all validation subjects.
+"""
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
 import torch
 
-from multirecon.bundle import find, load, load_network, read_weights
+from multirecon.bundle import find, load, load_network
 from multirecon.bundle.loader import on_path
+from multirecon.data.cached_slices import CachedSlices
+
+
+def clean_images(folder: str, truth: torch.Tensor) -> list[torch.Tensor]:
+    """Return PET slices ``(1, 1, H, W)``: one of every validation subject, or the truth alone."""
+    if not folder:
+        return [truth]
+    slices = CachedSlices(Path(folder) / "validation", modalities=["pet_fdg"], split="validation")
+    chosen = range(0, len(slices), max(1, len(slices) // 6))
+    return [torch.as_tensor(slices[i]["image"])[None].float() for i in chosen]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=200, help="points at which |J_Q| is taken")
     parser.add_argument("--power", type=int, default=100, help="power iterations a point")
     parser.add_argument("--side", type=int, default=128, help="side of the images for norms and pairs in pixels")
@@ -18,13 +33,14 @@ def main() -> None:
     parser.add_argument("--ascent", type=int, default=50, help="steps of gradient ascent in float64")
     parser.add_argument("--ascended", type=int, default=8, help="pairs that ascent starts from")
     parser.add_argument("--iterations", type=int, default=500, help="ADMM iterations")
-    parser.add_argument("--starts", type=int, default=200, help="ADMM iterations from each start")
+    parser.add_argument("--starts", type=int, default=200, help="ADMM iterations from each start, 0 for none")
     parser.add_argument("--level", type=float, help="instead of the bundle's setting")
+    parser.add_argument("--weights", help="only these: model, or the name of a control without a guide")
+    parser.add_argument("--dataset_dir", default="")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bundle = find("pnp_admm_pet")
     workflow = load(bundle, device="$torch.device('cpu')")
-    network = load_network(workflow).eval()
     on_path(bundle)
     import pnp_admm_pet_verification as verify
     from pnp_admm_pet_training import PreparePairs
@@ -32,39 +48,46 @@ def main() -> None:
     evaluator = workflow.evaluator
     batch = evaluator.data_loader.collate_fn([workflow.dataset[i] for i in (2,)])
     measurement, truth = evaluator.prepare_batch(batch, torch.device("cpu"), False)
-    tuning = workflow.parser.get_parsed_content("tuning")
-    level = arguments.level or tuning("level", "pet/poisson")
-    scan = verify.prepare(measurement, level=level)
-    clean = truth / verify.mean_activity(truth).reshape(-1, 1, 1, 1)
+    settings = workflow.parser.get_parsed_content("tuning").of(measurement, "pet_fdg")
+    level, gain = arguments.level or settings["level"], settings["gain"]
+    scan = verify.prepare(measurement, level=level, gain=gain)
+    images = clean_images(arguments.dataset_dir, truth)
+    clean = torch.cat([gain * x / verify.mean_activity(x).reshape(-1, 1, 1, 1) for x in images])
     maker = PreparePairs(measurement.space)
     generator = torch.Generator().manual_seed(0)
-    noisy = torch.cat([maker.pair(torch.cat([0 * x[None], x[None]], 1), generator)[:, 1:] for x in truth])
-    controls = {n: read_weights(bundle.root / "models" / f"{n}.pt") for n in bundle.controls}
-    for name, weights in [("model", None), *controls.items()]:
-        if weights is not None:
-            network.load_state_dict(weights)
+    pairs = torch.cat([maker.pair(torch.cat([0 * x, x], 1), generator) for x in images])
+    noisy = clean + pairs[:, 1:] - pairs[:, :1]
+    names = [arguments.weights] if arguments.weights else ["model", *bundle.controls]
+    for name in names:
+        if name == "guided":  # another network
+            continue
+        network = load_network(workflow, control=None if name == "model" else name, bundle=bundle).eval()
         begin = time.process_time()
         result, ws, steps = verify.run(scan, network, iterations=arguments.iterations)
         seconds = time.process_time() - begin
-        print(f"{name}: level {level:g}, {len(steps)} iterations, {sum(result.inner)} of EM, {seconds:.1f} processor s")
+        print(f"{name}: level {level:g}, gain {gain:g}, {len(steps)} iterations, {sum(result.inner)} projections forth "
+              f"and back, {seconds:.1f} processor s")  # fmt: skip
         shown = ", ".join(f"{float(r):.1e}" for r in result.residuals[:: max(1, len(steps) // 6), 0])
         print(f"  |w+ - w| / |w|: {shown}; at the end {float(result.residuals[-1, 0]):.2e}")
-        print(f"  steps |w+ - w| that grew by more than 0.1 %: {verify.rising_steps(steps)}")
-        print(f"  fixed-point error {float(result.error.max()):.2e}, KKT residual {float(result.kkt.max()):.1e}")
+        print(f"  steps |w+ - w| that grew by more than 0.1 %: {verify.rising_steps(steps)}; slope in a log-log plot "
+              f"{verify.decay_exponent(steps):.2f}")  # fmt: skip
+        print(f"  fixed-point error {float(result.error.max()):.2e}, KKT residual of the data steps: largest "
+              f"{result.worst_kkt:.1e}, last {float(result.kkt.max()):.1e}")  # fmt: skip
         points = verify.points_of(clean, noisy, ws, arguments.points, side=arguments.side)
         found = verify.norms(network, points, iterations=arguments.power)
         quantiles = [float(found.max()), *(float(found.quantile(q)) for q in (0.95, 0.5))]
         print(f"  |J_Q| at {len(found)} points: max, 95 %, median {', '.join(f'{v:.4f}' for v in quantiles)}")
         ratios = verify.pair_ratios(network, points, arguments.pairs)
-        print(f"  {len(ratios)} pairs: largest ratio {float(ratios.max()):.5f}")
+        print(f"  {len(ratios)} pairs of images of {len(images)} slices: largest ratio {float(ratios.max()):.5f}")
         along = torch.cat(ws[:: max(1, len(ws) // arguments.ascended)])[: arguments.ascended]
         along = verify.central(along, min(64, arguments.side))
         radius = 0.1 * float(along[0].norm())
         worst = [verify.worst_pairs(network, along, steps=arguments.ascent, radius=r).max() for r in (radius, None)]
         print(f"  ascent in float64: {float(worst[0]):.4f} within 10 %, {float(worst[1]):.4f} without a bound")
-        if weights is None and arguments.starts:
+        if name == "model" and arguments.starts:
             gap = verify.spread_of_starts(scan, network, truth, iterations=arguments.starts)
             print(f"  OSEM, ones, noise as starts, {arguments.starts} iterations: {gap[0]:.3f} dB, {gap[1]:.2%} apart")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -15,12 +15,16 @@ from multirecon.bundle.weights import read_weights, write_weights
 from multirecon.data.materials import attenuation_511, unit_to_hu
 from multirecon.networks.dncnn import SpectralDnCNN
 from multirecon.priors.pair_training import PreparePatchPairs
+from multirecon.reconstruction.em import unit_range
+from multirecon.reconstruction.plug_and_play import mean_activity
+from multirecon.solvers.em import osem
 from multirecon.space import ImageSpace
 
 __all__ = ["PreparePairs", "certify_weights"]
 
 _log = logging.getLogger(__name__)
 
+MODES = ("fixed_point", "gaussian", "postprocess")
 SUPPORT = 0.01
 """Share of the largest activity above which a pixel counts for the scale of an image."""
 
@@ -38,6 +42,7 @@ class PreparePairs(PreparePatchPairs):
       square over the emitting pixels ``level``. White noise ``n`` of a small ``tau`` is added: what the scanner does
       not see at all (its blur removes the highest frequencies) would otherwise stay in the image whatever it is.
     * ``"gaussian"``: ``x~ = x + level n``, the control.
+    * ``"postprocess"``: ``x~`` is the OSEM image of the scan: a network after reconstruction, with what it is compared.
 
     In training the clean patch is multiplied by a random ``gain`` and the disturbance is not: one network for several
     ratios of noise and image, chosen at reconstruction by the unit of the image (``D(g x) / g``).
@@ -54,7 +59,8 @@ class PreparePairs(PreparePatchPairs):
         level: root mean square of the disturbance relative to the mean activity.
         white: ``tau`` relative to the mean activity.
         gains: smallest and largest gain, drawn log-uniformly for every patch where there is an augmentation.
-        **options: ``patch``, ``patches``, ``augmentation`` (of stacks ``[ct, pet_fdg]``), ``seed``, ``rank`` of
+        guide_noise: standard deviation of white noise in the guides, which lie between 0 and 1.
+        **options: ``patch``, ``patches``, ``augmentation`` (of stacks ``[ct, pet_fdg, guides]``), ``seed``, ``rank`` of
             :class:`~multirecon.priors.pair_training.PreparePatchPairs`.
 
     Raises:
@@ -78,13 +84,14 @@ class PreparePairs(PreparePatchPairs):
         level: float = 0.22,
         white: float = 0.05,
         gains: tuple[float, float] = (0.7, 2.0),
+        guide_noise: float = 0.03,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if mode not in ("fixed_point", "gaussian"):
-            raise ValueError(f"mode: expected 'fixed_point' or 'gaussian', got {mode!r}")
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {list(MODES)}, got {mode!r}")
         self.space, self.mode, self.level, self.white = space, mode, level, white
-        self.counts, self.gains = tuple(counts), gains
+        self.counts, self.gains, self.guide_noise = tuple(counts), gains, guide_noise
         self.name = space.names[0]
         # no mismatch: the disturbance has mean zero at the truth
         self.scans = [
@@ -94,15 +101,19 @@ class PreparePairs(PreparePatchPairs):
         ]  # fmt: skip
 
     def stacks(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Return clean and noisy images ``(B, 2, H, W)`` of stacks ``[ct, pet]``."""
-        return torch.cat([self.pair(one[None], generator) for one in image])
+        """Return clean and noisy images and guides ``(B, 2 + G, H, W)`` of stacks ``[ct, pet, guides]``."""
+        made = torch.cat([self.pair(one[None, :2], generator) for one in image])
+        guides = [unit_range(guide[:, None]) for guide in image[:, 2:].unbind(1)]
+        noise = [self.guide_noise * torch.randn(guide.shape, generator=generator) for guide in guides]
+        return torch.cat([made, *(g + n for g, n in zip(guides, noise, strict=True))], dim=1)
 
     def pairs(self, cut: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return noisy patches ``(N, 1, patch, patch)`` and targets with the channels clean, noisy."""
+        """Return noisy patches and guides ``(N, 1 + G, patch, patch)``, targets with the channels clean, noisy too."""
         if self.augmentation is not None:
             low, high = self.gains
             gain = low * (high / low) ** torch.rand(len(cut), 1, 1, 1, generator=generator)
-            cut = torch.cat([gain * cut[:, :1], gain * cut[:, :1] + cut[:, 1:] - cut[:, :1]], dim=1)
+            clean, noisy, guides = cut.tensor_split([1, 2], dim=1)
+            cut = torch.cat([gain * clean, gain * clean + noisy - clean, guides], dim=1)
         return cut[:, 1:], cut
 
     @torch.no_grad()
@@ -120,6 +131,9 @@ class PreparePairs(PreparePatchPairs):
         maps = {self.name: x, "attenuation": attenuation_511(unit_to_hu(stack[:, :1].clamp_min(0)))}
         m = Acquisition(self.space, {self.name: self.scans[number]}, key="pairs")(maps, [name])
         operator, likelihood, y = m.operator[self.name], m.likelihood[self.name], m.y[self.name]
+        if self.mode == "postprocess":
+            image = osem(operator, likelihood, y, subsets=6, iterations=4)
+            return torch.cat([x, image / mean_activity(image).reshape(-1, 1, 1, 1)], dim=1)
         gradient = operator.adjoint(likelihood.grad(operator(x), y))
         step = self.level / gradient[support].square().mean().sqrt()
         noisy = x - step * gradient + self.white * torch.randn(x.shape, generator=generator)

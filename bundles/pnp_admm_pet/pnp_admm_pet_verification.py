@@ -23,7 +23,7 @@ from multirecon.solvers.data_steps import NewtonStep
 from multirecon.solvers.em import osem
 from multirecon.solvers.terms import DataTerm
 
-__all__ = ["Scan", "central", "norms", "pair_ratios", "points_of", "prepare", "rising_steps", "run",
+__all__ = ["Scan", "central", "decay_exponent", "norms", "pair_ratios", "points_of", "prepare", "rising_steps", "run",
            "spread_of_starts", "with_lesion", "worst_pairs"]  # fmt: skip
 
 
@@ -80,6 +80,14 @@ def run(
     ws = arguments[: iterations + 1]
     steps = [float(torch.linalg.vector_norm(b[0] - a[0])) for a, b in pairwise(ws)]
     return result, ws, steps
+
+
+def decay_exponent(steps: Sequence[float]) -> float:
+    """Return the slope of ``log |w_k+1 - w_k|`` over ``log k`` in the second half of a run; theory asks for -1/2."""
+    k = torch.arange(1, len(steps) + 1, dtype=torch.float64)[len(steps) // 2 :].log()
+    values = torch.tensor(steps, dtype=torch.float64)[len(steps) // 2 :].clamp_min(1e-300).log()
+    centred = k - k.mean()
+    return float((centred * values).sum() / centred.square().sum())
 
 
 def with_lesion(image: Tensor, *, radius: float = 4.0, contrast: float = 2.0) -> Tensor:

@@ -24,6 +24,8 @@ class DnCNN(nn.Module):
             below 1.
         sharpness: of the softplus, in 1 / (unit of the features).
         channels: channels of the image.
+        guides: further channels of the input, such as an MR image, that are seen and not denoised: what a map of
+            images is firmly nonexpansive in is the image, for every guide.
 
     Raises:
         ValueError: on an unknown activation or sizes out of range.
@@ -44,24 +46,25 @@ class DnCNN(nn.Module):
         activation: str = "leaky_relu",
         sharpness: float = 100.0,
         channels: int = 1,
+        guides: int = 0,
     ) -> None:
         super().__init__()
-        if layers < 3 or min(features, channels) < 1 or not sharpness > 0:
-            raise ValueError("layers, features, channels, sharpness: expected >= 3, >= 1 (two) and > 0, "
-                             f"got {layers}, {features}, {channels}, {sharpness}")  # fmt: skip
+        if layers < 3 or min(features, channels) < 1 or not sharpness > 0 or guides < 0:
+            raise ValueError("layers, features, channels, sharpness, guides: expected >= 3, >= 1 (two), > 0 and >= 0, "
+                             f"got {layers}, {features}, {channels}, {sharpness}, {guides}")  # fmt: skip
         self.smooth = _is_smooth(activation)
-        self.sharpness = sharpness
-        widths = [channels, *[features] * (layers - 1), channels]
+        self.sharpness, self.channels = sharpness, channels
+        widths = [channels + guides, *[features] * (layers - 1), channels]
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
 
     def forward(self, image: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """Return the denoised image ``(B, channels, H, W)``; ``timestep`` is ignored."""
+        """Return the denoised image ``(B, channels, H, W)`` of ``(B, channels + guides, H, W)``, no ``timestep``."""
         h, last = image, len(self.convolutions) - 1
         for k, convolution in enumerate(self.convolutions):
             h = convolution(h)
             if k < last:
                 h = functional.softplus(h, self.sharpness) if self.smooth else functional.leaky_relu(h)
-        return image + h
+        return image[:, : self.channels] + h
 
 
 class SpectralDnCNN(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp
 
-__all__ = ["NonexpansiveLoss", "ascend_ratio", "jacobian_norms", "lipschitz_ratios", "reflection"]
+__all__ = ["NonexpansiveLoss", "ascend_ratio", "guided", "jacobian_norms", "lipschitz_ratios", "reflection"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -64,6 +64,11 @@ def jacobian_norms(
         if tolerance and bool(((norms - previous).abs() <= tolerance * norms).all()):
             break
     return norms, v
+
+
+def guided(denoiser: Map, guide: Tensor) -> Map:
+    """Return the map of images ``(B, C, ...)`` that a denoiser is beside a fixed guide ``(B, G, ...)``, ``G >= 0``."""
+    return lambda x: denoiser(torch.cat([x, guide], dim=1))
 
 
 def lipschitz_ratios(function: Map, a: Tensor, b: Tensor) -> Tensor:
@@ -138,6 +143,7 @@ class NonexpansiveLoss(nn.Module):
         autocast: mixed precision of the Jacobian, ``"bfloat16"`` or None.
         seed: seed of the points.
         channels: channels of the images.
+        guides: channels of a guide that the network sees behind the image; they are the last of the target.
 
     Raises:
         ValueError: if a number is out of range.
@@ -149,6 +155,7 @@ class NonexpansiveLoss(nn.Module):
     points: Tensor
     vectors: Tensor
     drawn: Tensor
+    guides: Tensor
 
     def __init__(
         self,
@@ -162,6 +169,7 @@ class NonexpansiveLoss(nn.Module):
         autocast: str | None = None,
         seed: int = 0,
         channels: int = 1,
+        guides: int = 0,
     ) -> None:
         super().__init__()
         if weight < 0 or not 0 <= margin < 1 or points < 1 or iterations < 1:
@@ -173,6 +181,7 @@ class NonexpansiveLoss(nn.Module):
         self.register_buffer("points", torch.zeros(points, channels, patch, patch))
         self.register_buffer("vectors", torch.zeros(points, channels, patch, patch))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.long))
+        self.register_buffer("guides", torch.zeros(points, guides, patch, patch), persistent=guides > 0)
         self.norm = float("nan")
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -180,14 +189,14 @@ class NonexpansiveLoss(nn.Module):
 
         Args:
             prediction: denoised patches ``(B, C, H, W)``.
-            target: clean and noisy patches ``(B, 2 C, H, W)``.
+            target: clean and noisy patches and their guides ``(B, 2 C + G, H, W)``.
         """
-        clean, noisy = target.chunk(2, dim=1)
+        clean, noisy, guides = target.tensor_split([prediction.shape[1], 2 * prediction.shape[1]], dim=1)
         loss = 0.5 * (prediction - clean).square().mean()
         if self.weight == 0:
             return loss
-        self._draw(prediction.detach(), clean, noisy)
-        Q = reflection(self._network[0])
+        self._draw(prediction.detach(), clean, noisy, guides)
+        Q = reflection(guided(self._network[0], self.guides))
         with torch.autocast(clean.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             _, self.vectors = jacobian_norms(Q, self.points, iterations=self.iterations, vectors=self.vectors)
             image = jvp(Q, (self.points,), (self.vectors,))[1]
@@ -195,7 +204,7 @@ class NonexpansiveLoss(nn.Module):
         self.norm = float(squared.detach().max().sqrt())
         return loss + self.weight * squared.clamp_min(1 - self.margin).mean()
 
-    def _draw(self, denoised: Tensor, clean: Tensor, noisy: Tensor) -> None:
+    def _draw(self, denoised: Tensor, clean: Tensor, noisy: Tensor, guides: Tensor) -> None:
         """Replace the oldest point (all of them at first) by a new one with a random vector."""
         count = len(self.points)
         number = int(self.drawn)
@@ -206,6 +215,7 @@ class NonexpansiveLoss(nn.Module):
             other = denoised if (number + k) % 2 else noisy
             share = float(torch.rand((), generator=generator))
             self.points[place] = share * other[sample] + (1 - share) * clean[sample]
+            self.guides[place] = guides[sample]
             fresh = torch.randn(self.vectors.shape[1:], generator=generator).to(self.vectors)
             # what stretches one image stretches another: a convolution's worst directions move along slowly
             self.vectors[place] = self.vectors[place] + 0.3 * fresh / torch.linalg.vector_norm(fresh)

@@ -7,7 +7,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from torch import Tensor, nn
 
-from .nonexpansive import jacobian_norms, reflection
+from .nonexpansive import guided, jacobian_norms, reflection
 
 __all__ = ["DenoisedPSNR", "ReflectionNorm", "RenewNorms"]
 
@@ -28,9 +28,9 @@ class DenoisedPSNR(Metric):
         self._values: list[float] = []
 
     def update(self, output: tuple[Tensor, Tensor]) -> None:
-        """Add a batch ``(pred (B, C, H, W), label (B, 2 C, H, W))``: clean and noisy."""
+        """Add a batch ``(pred (B, C, H, W), label (B, 2 C + G, H, W))``: clean, noisy and guides."""
         pred, label = (torch.as_tensor(t).detach().float() for t in output)
-        error = (pred - label.chunk(2, dim=1)[0]).square().flatten(1).mean(1)
+        error = (pred - label[:, : pred.shape[1]]).square().flatten(1).mean(1)
         self._values += (10 * torch.log10(self._peak**2 / error.clamp_min(1e-12))).tolist()
 
     def compute(self) -> float:
@@ -50,10 +50,11 @@ class ReflectionNorm(Metric):
     Args:
         network: the network whose norm is taken.
         iterations: power iterations.
+        guides: channels of a guide behind the image.
     """
 
-    def __init__(self, network: nn.Module, *, iterations: int = 10) -> None:
-        self._network, self._iterations = network, iterations
+    def __init__(self, network: nn.Module, *, iterations: int = 10, guides: int = 0) -> None:
+        self._network, self._iterations, self._guides = network, iterations, guides
         super().__init__(output_transform=lambda output: output["label"])
 
     def reset(self) -> None:
@@ -61,9 +62,11 @@ class ReflectionNorm(Metric):
         self._largest = float("-inf")
 
     def update(self, output: Tensor) -> None:
-        """Add a batch: clean and noisy images ``(B, 2 C, H, W)``."""
-        points = torch.as_tensor(output).detach().float().chunk(2, dim=1)[1]
-        norms, _ = jacobian_norms(reflection(self._network), points, iterations=self._iterations)
+        """Add a batch: clean and noisy images and their guides ``(B, 2 C + G, H, W)``."""
+        label = torch.as_tensor(output).detach().float()
+        images, guides = label.tensor_split([label.shape[1] - self._guides], dim=1)
+        function = reflection(guided(self._network, guides))
+        norms, _ = jacobian_norms(function, images.chunk(2, dim=1)[1], iterations=self._iterations)
         self._largest = max(self._largest, float(norms.max()))
 
     def compute(self) -> float:

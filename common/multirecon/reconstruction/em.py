@@ -48,10 +48,12 @@ class EmissionCapability(Capability):
 
     Args:
         guided: whether a modality beside PET must be there.
+        guides: modalities one of which must be there; none for no such demand.
     """
 
     likelihoods: frozenset[str] | None = PenalisedLeastSquares.capability.likelihoods
     guided: bool = False
+    guides: tuple[str, ...] = ()
 
     def refusals(self, measurement: Measurement, targets: Iterable[str] = ()) -> list[str]:
         """Return every reason why the measurement is out of reach; see :meth:`Capability.refusals`."""
@@ -66,6 +68,8 @@ class EmissionCapability(Capability):
         ]
         if self.guided and len(pet) == len(measurement.available):
             reasons.append(f"guide: expected a modality beside PET, got {list(measurement.available)}")
+        if self.guides and not set(self.guides) & set(measurement.available):
+            reasons.append(f"guide: expected one of {list(self.guides)}, got {list(measurement.available)}")
         return reasons
 
 
@@ -89,6 +93,24 @@ def other_image(measurement: Measurement, name: str, smoothness: float) -> Tenso
     one, unused = measurement.restrict([name]), torch.Generator()
     stack = solve.reconstruct(one, RegularisationWeight(), generator=unused, callback=None)
     return stack[:, measurement.space.channels(name)]
+
+
+def guide_image(measurement: Measurement, others: Mapping[str, Tensor], guides: Sequence[str]) -> Tensor:
+    """Return the image ``(B, 1, *shape)`` that guides PET, see :func:`unit_range`: clean ones first.
+
+    Args:
+        measurement: the measurement.
+        others: the images beside PET.
+        guides: modalities in the order of preference; any other comes after them.
+    """
+    ranked = [n for n in guides if n in others] + [n for n in others if n not in guides]
+    return unit_range(others[sorted(ranked, key=lambda n: n not in measurement.clean)[0]].detach()[:, :1])
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """Return images ``(B, 1, *shape)`` as 0 to 1 up to their 99th percentile."""
+    top = torch.stack([torch.quantile(one.flatten()[:: 1 + one.numel() // 2**22], 0.99) for one in image])
+    return (image / per_sample(top.clamp_min(torch.finfo(image.dtype).tiny), image)).clamp(0, 1)
 
 
 class EmissionReconstructor(Reconstructor):
@@ -273,18 +295,10 @@ class PenalisedLikelihood(EmissionReconstructor):
             strength = settings["weight"] / level
         if network is not None:
             strength = network(strength.reshape(-1, 1, 1, 1)).reshape(-1)
-        guide = None if self.guidance == "none" else self._guide(measurement, others)
+        guide = None if self.guidance == "none" else guide_image(measurement, others, self.guides)
         penalty = self._penalty(strength, measurement.space, name, settings, guide)
         return bsrem(operator, likelihood, y, penalty, x0=start, subsets=subsets, iterations=self.iterations,
                      decay=self.decay, callback=report)  # fmt: skip
-
-    def _guide(self, measurement: Measurement, others: Mapping[str, Tensor]) -> Tensor:
-        """Return the guide ``(B, 1, *shape)``, 0 to 1 up to its 99th percentile."""
-        ranked = [n for n in self.guides if n in others] + [n for n in others if n not in self.guides]
-        chosen = sorted(ranked, key=lambda n: n not in measurement.clean)[0]
-        image = others[chosen].detach()[:, :1]
-        top = torch.stack([torch.quantile(one.flatten()[:: 1 + one.numel() // 2**22], 0.99) for one in image])
-        return (image / per_sample(top.clamp_min(torch.finfo(image.dtype).tiny), image)).clamp(0, 1)
 
     def _penalty(
         self, strength: Tensor, space: ImageSpace, name: str, settings: Mapping[str, float], guide: Tensor | None

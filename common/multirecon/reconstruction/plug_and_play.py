@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..measurement import Measurement
+from ..priors.nonexpansive import guided
 from ..solvers.data_steps import DataStep, EmissionStep, NewtonStep
 from ..solvers.em import osem
 from ..solvers.em_engine import EMEngine
 from ..solvers.terms import DataTerm
 from .base import Callback, ImageSource
-from .em import EmissionCapability, EmissionReconstructor
+from .em import EmissionCapability, EmissionReconstructor, guide_image
 from .tuning import Tuning
 
 __all__ = ["PlugAndPlay", "PlugAndPlayADMM", "fixed_point_error", "gradient_noise", "mean_activity", "plug_and_play"]
@@ -45,6 +46,7 @@ class PlugAndPlay:
         residuals: ``|w_k+1 - w_k| / |w_k|`` of every iteration, of ``w / c``, ``(iterations, B)``.
         inner: iterations of every data step.
         kkt: residual of the optimality conditions of the last data step, ``(B,)``.
+        worst_kkt: the largest such residual of any data step.
         error: the fixed-point error of ``x``, see :func:`fixed_point_error`, ``(B,)``.
     """
 
@@ -54,6 +56,7 @@ class PlugAndPlay:
     inner: list[int] = field(default_factory=list)
     kkt: Tensor = field(default_factory=lambda: torch.empty(0))
     error: Tensor = field(default_factory=lambda: torch.empty(0))
+    worst_kkt: float = float("nan")
 
 
 @torch.no_grad()
@@ -101,6 +104,7 @@ def plug_and_play(
     c, strength = _scaled(scale, rho, start)
     residuals: list[Tensor] = []
     inner: list[int] = []
+    worst = 0.0
     w, x = start, start.clamp_min(torch.finfo(start.dtype).tiny)
     v = c * denoiser(w / c)
     for iteration in range(1, iterations + 1):
@@ -110,13 +114,14 @@ def plug_and_play(
         w = w + change
         residuals.append(_norm(change / c) / _norm(w / c).clamp_min(torch.finfo(w.dtype).tiny))
         inner.append(count)
+        worst = max(worst, float(kkt.max()))
         v = c * denoiser(w / c)
         if callback is not None:
             callback(iteration, x, {"residual": residuals[-1], "kkt": kkt})
         if bool((residuals[-1] <= tolerance).all()):
             break
     error = fixed_point_error(engine, denoiser, x, w=w, scale=scale, rho=rho)
-    return PlugAndPlay(x, w, torch.stack(residuals), inner, kkt, error)
+    return PlugAndPlay(x, w, torch.stack(residuals), inner, kkt, error, worst)
 
 
 @torch.no_grad()
@@ -182,16 +187,18 @@ class PlugAndPlayADMM(EmissionReconstructor):
     The bundle's network is ``D``, for images divided by their mean activity ``c``, which the OSEM image gives once for
     the scan. ``rho`` is chosen so that the noise of ``grad f(x) / rho`` at the truth has the root mean square ``level``
     (a setting, relative to ``c``): the disturbance that ``D`` was trained to remove, whatever the number of counts. A
-    lower level trusts the denoiser more. The other setting, ``gain``, is the mean activity that ``D`` sees: the operator
-    is ``D(g x) / g``, as nonexpansive as ``D``, and a larger gain makes its noise smaller beside the image. In volumes ``D`` acts slice by slice along the last axis, which keeps it
-    firmly nonexpansive.
+    lower level trusts the denoiser more. The other setting, ``gain``, is the mean activity that ``D`` sees: the
+    operator is ``D(g x) / g``, as nonexpansive as ``D``, and a larger gain makes its noise smaller beside the image. In
+    volumes ``D`` acts slice by slice along the last axis, which keeps it firmly nonexpansive.
 
     After a call ``runs`` holds the outcome of every PET block: residuals, inner iterations, fixed-point error.
 
     Args:
         tuning: settings ``level``, ``gain`` and ``smoothness`` (of the other modalities).
+        guides: modalities, best first, whose image the network sees behind that of PET; none for a network without a
+            guide.
         iterations: bound on the ADMM iterations.
-        inner_iterations: bound on the EM iterations of a data step.
+        inner_iterations: bound on the projections forth and back of a data step.
         inner_tolerance: residual of the optimality conditions at which a data step ends.
         tolerance: relative residual of ``w`` at which the run ends, 0 for never.
         subsets: largest number of ordered subsets of the start; the iteration itself uses all data.
@@ -213,8 +220,9 @@ class PlugAndPlayADMM(EmissionReconstructor):
         self,
         *,
         tuning: Tuning,
+        guides: Sequence[str] = (),
         iterations: int = 200,
-        inner_iterations: int = 20,
+        inner_iterations: int = 200,
         inner_tolerance: float = 1e-5,
         tolerance: float = 0.0,
         subsets: int = 6,
@@ -228,6 +236,9 @@ class PlugAndPlayADMM(EmissionReconstructor):
                 "iterations, inner_iterations, warm_start, inner_tolerance, tolerance: expected >= 1 (three) and >= 0, "
                 f"got {iterations}, {inner_iterations}, {warm_start}, {inner_tolerance} and {tolerance}"
             )
+        self.guides = tuple(guides)
+        # only what was asked for: the network knows the contrast of that modality
+        self.capability = EmissionCapability(guides=self.guides)
         self.iterations, self.inner_iterations, self.warm_start = iterations, inner_iterations, warm_start
         self.inner_tolerance, self.tolerance = inner_tolerance, tolerance
         self.history = None if history is None else Path(history)
@@ -252,8 +263,11 @@ class PlugAndPlayADMM(EmissionReconstructor):
         settings = self.tuning.of(measurement, name)
         scale, gain = scale / settings["gain"], settings["gain"]
         rho = (gradient_noise(step.data, start) * scale / (gain * settings["level"])).clamp_min(1e-6)
+        denoiser = slicewise(network)
+        if self.guides:
+            denoiser = guided(denoiser, guide_image(measurement, others, self.guides).to(start))
         run = plug_and_play(
-            step, slicewise(network), start, scale=scale, rho=rho, iterations=self.iterations,
+            step, denoiser, start, scale=scale, rho=rho, iterations=self.iterations,
             inner_iterations=self.inner_iterations, inner_tolerance=self.inner_tolerance, tolerance=self.tolerance,
             callback=report,
         )  # fmt: skip
@@ -276,13 +290,13 @@ class PlugAndPlayADMM(EmissionReconstructor):
 
 
 def slicewise(network: nn.Module) -> Denoiser:
-    """Return a 2D network as a map of images ``(B, 1, H, W)`` and volumes ``(B, 1, H, W, D)``, slice by slice."""
+    """Return a 2D network as a map of images ``(B, C, H, W)`` and volumes ``(B, C, H, W, D)``, slice by slice."""
 
     def apply(image: Tensor) -> Tensor:
         if image.ndim == 4:
             return network(image)
         slices = image.movedim(-1, 1)
-        return network(slices.flatten(0, 1)).reshape(slices.shape).movedim(1, -1)
+        return network(slices.flatten(0, 1)).unflatten(0, slices.shape[:2]).movedim(1, -1)
 
     return apply
 

@@ -13,9 +13,10 @@ from .terms import DataTerm
 __all__ = ["projected_newton"]
 
 _DECREASE = 1e-4  # share of the predicted decrease that a step has to bring
-_ROUNDING = 1e-6  # of the objective in single precision: smaller rises cannot be told from none
+_ROUNDING = 10  # of the objective's unit of rounding: smaller rises cannot be told from none
 _HALVINGS = 8
-_PATIENCE = 3  # Newton steps without a new smallest residual: rounding has been reached
+_BAND = 0.1  # width relative to the residual, root mean square
+_PATIENCE = 10  # Newton steps without a new smallest residual: rounding has been reached
 
 
 @dataclass
@@ -39,11 +40,12 @@ def projected_newton(
 ) -> tuple[Tensor, int, Tensor]:
     r"""Minimise ``f(x) + sum_j rho_j / 2 (x_j - v_j)^2`` over ``x >= 0`` by projected Newton steps.
 
-    The voxels with ``x - g / rho <= 0`` go to zero, the others along the Newton direction, which conjugate gradients
-    find to a relative residual of ``forcing`` with products ``A^T (f'' (A p)) + rho p``. The projected step is halved
-    until the objective falls; samples are independent. It ends when the residual of the Karush-Kuhn-Tucker conditions
-    ``|x - max(0, x - g / rho)| / |x|``, the same as that of :func:`~multirecon.solvers.em_engine.anchored_em`, is at
-    most the tolerance: near the solution a few projections where expectation maximisation takes hundreds.
+    Voxels close to zero whose slope pushes them there go to zero, the others along the Newton direction, which
+    conjugate gradients find to a relative residual of ``forcing`` with products ``A^T (f'' (A p)) + rho p``. The
+    projected step is halved until the objective falls; samples are independent. It ends when the residual of the
+    Karush-Kuhn-Tucker conditions ``|x - max(0, x - g / rho)| / |x|``, the same as that of
+    :func:`~multirecon.solvers.em_engine.anchored_em`, is at most the tolerance: near the solution after a few
+    projections where expectation maximisation takes hundreds.
 
     Args:
         data: ``f``, convex, with gradient and curvature.
@@ -80,7 +82,9 @@ def projected_newton(
         if bool((residual <= tolerance).all()) or count >= iterations or waited >= _PATIENCE:
             return state.x, count, residual
         curvature = [t.likelihood.curvature(zm, t.y) for t, zm in zip(data.terms, state.z, strict=True)]
-        free = (state.x - state.gradient / strength > 0).to(state.x)
+        # a band above zero, narrower as the residual falls, in which the bound is felt: without it steps get stuck
+        band = _BAND * _wide(_norm(state.x) * residual.clamp_max(1.0) / state.x[0].numel() ** 0.5, state.x)
+        free = ((state.x > band) | (state.gradient < 0)).to(state.x)
         direction, used = _newton_direction(
             data, curvature, strength, state, free, forcing=forcing, iterations=iterations - count
         )
@@ -140,11 +144,12 @@ def _step(
     """Return the state after a projected step that lowers the objective; finished samples and dead ends stay."""
     length, done = torch.ones_like(state.level), ~active
     x, z, level = state.x, state.z, state.level
+    rounding = _ROUNDING * torch.finfo(level.dtype).eps
     for _ in range(_HALVINGS):
         trial = torch.where(_wide(done, x), x, (state.x + _wide(length, x) * direction).clamp_min(0))
         trial_z = data.predict(trial)
         trial_level = _objective(data, trial, trial_z, anchor, strength)
-        bound = state.level + _DECREASE * _inner(state.gradient, trial - state.x) + _ROUNDING * state.level.abs()
+        bound = state.level + _DECREASE * _inner(state.gradient, trial - state.x) + rounding * state.level.abs()
         done = done | (trial_level <= bound)
         x, z, level = trial, trial_z, trial_level
         if bool(done.all()):

@@ -7,9 +7,9 @@ import torch
 from unit.solvers.dense import Dense, nonnegative
 
 from multirecon.blocks import Blocks
-from multirecon.likelihoods import BlockLikelihood, Poisson
+from multirecon.likelihoods import BlockLikelihood, Gaussian, Poisson
 from multirecon.measurement import Measurement
-from multirecon.operators import BlockDiagonal, PETProjector, PETProjector3D
+from multirecon.operators import BlockDiagonal, Identity, PETProjector, PETProjector3D
 from multirecon.reconstruction import PlugAndPlayADMM, Tuning
 from multirecon.reconstruction.plug_and_play import (
     fixed_point_error,
@@ -18,7 +18,9 @@ from multirecon.reconstruction.plug_and_play import (
     plug_and_play,
 )
 from multirecon.solvers import admm
+from multirecon.solvers.data_steps import NewtonStep
 from multirecon.solvers.em_engine import TorchEM, anchored_em
+from multirecon.solvers.terms import DataTerm
 from multirecon.space import ImageSpace, Modality
 
 SHAPE, DATA = (1, 4, 4), (1, 8, 6)
@@ -49,10 +51,10 @@ def resolvent(strength=0.05):
     return denoise
 
 
-def run(scan, denoiser=None, start=None, **options):
+def run(scan, denoiser=None, start=None, engine=None, **options):
     begin = torch.ones(2, *SHAPE, dtype=torch.float64) if start is None else start
     settings = {"iterations": 80, "inner_iterations": 150, "inner_tolerance": 1e-10, **options}
-    return plug_and_play(TorchEM(*scan), denoiser or resolvent(), begin, scale=SCALE, rho=RHO, **settings)
+    return plug_and_play(engine or TorchEM(*scan), denoiser or resolvent(), begin, scale=SCALE, rho=RHO, **settings)
 
 
 def test_data_step_is_solved_to_the_stated_tolerance(scan):
@@ -164,7 +166,7 @@ def test_noise_of_the_gradient_is_estimated_without_the_truth():
     draws = [likelihood.sample(operator(image), torch.Generator().manual_seed(k)) for k in range(300)]
     slopes = torch.cat([operator.adjoint(likelihood.grad(operator(image), y)) for y in draws])
     expected = float(slopes[:, image[0] > 0].square().mean().sqrt())
-    got = gradient_noise(TorchEM(operator, likelihood, draws[0]), image, probes=64)
+    got = gradient_noise(DataTerm(operator, likelihood, draws[0]), image, probes=64)
     assert float(got) == pytest.approx(expected, rel=0.1)
 
 
@@ -193,8 +195,8 @@ def emission(shape, operator, unit=1.0):
     return Measurement(Blocks({"pet_fdg": y}), blocks, BlockLikelihood({"pet_fdg": likelihood}))
 
 
-def reconstructor(**options):
-    tuning = Tuning({"level": 0.2, "smoothness": 60.0})
+def reconstructor(settings=None, **options):
+    tuning = Tuning({"level": 0.2, "gain": 1.0, **(settings or {}), "smoothness": 60.0})
     return PlugAndPlayADMM(tuning=tuning, iterations=6, inner_iterations=4, **options)
 
 
@@ -212,6 +214,77 @@ def test_reconstructor_reports_runs_and_writes_their_history(tmp_path):
     assert [float(r["fixed_point_error"]) for r in rows if r["fixed_point_error"]] == pytest.approx(
         method.runs["pet_fdg"].error.tolist(), rel=1e-5
     )
+
+
+def test_newton_and_expectation_maximisation_lead_to_the_same_image(scan):
+    """Whoever does the data step: same images, residuals and fixed-point error."""
+    theirs, ours = run(scan), run(scan, engine=NewtonStep(DataTerm(*scan)))
+    torch.testing.assert_close(ours.x, theirs.x, rtol=1e-6, atol=1e-7)
+    assert float(ours.error.max()) < 1e-7
+    assert float(ours.kkt.max()) <= 1e-10
+    assert sum(ours.inner) < sum(theirs.inner) / 2
+
+
+def test_tolerance_of_the_data_step_falls_so_that_errors_can_be_summed(scan):
+    asked = []
+
+    class Watched(NewtonStep):
+        def proximal(self, anchor, rho, x0, *, iterations, tolerance):
+            asked.append(tolerance)
+            return super().proximal(anchor, rho, x0, iterations=iterations, tolerance=tolerance)
+
+    run(scan, engine=Watched(DataTerm(*scan)), iterations=30, inner_tolerance=1e-5)
+    assert asked[:10] == [1e-5] * 10
+    assert asked[29] == pytest.approx(1e-5 / 3**1.1)
+
+
+def test_gain_is_the_unit_in_which_the_denoiser_sees_the_image():
+    """``D(g x) / g``, and the same weight of the data: a denoiser of degree one does not notice."""
+    m = emission((16, 16), PETProjector((16, 16), (5.0, 5.0), views=12, bins=24, efficiency=3.0))
+    one = reconstructor({"gain": 1.0})(m, Shrink())
+    torch.testing.assert_close(reconstructor({"gain": 2.5})(m, Shrink()), one, rtol=1e-4, atol=1e-5)
+    seen = []
+
+    class Watched(Shrink):
+        def forward(self, image, timestep=None):
+            seen.append(float(mean_activity(image)[0]))
+            return super().forward(image)
+
+    reconstructor({"gain": 2.5})(m, Watched())
+    assert seen[0] == pytest.approx(2.5, rel=1e-4)
+
+
+class Beside(torch.nn.Module):
+    """A mean of image and smoothed guide: firmly nonexpansive in the image, for every guide."""
+
+    def forward(self, image, timestep=None):
+        x, guide = image.chunk(2, dim=1)
+        return 0.5 * x + 0.5 * torch.nn.functional.avg_pool2d(guide, 3, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3)])
+def test_a_guide_is_seen_and_not_reconstructed(shape):
+    if len(shape) == 2:
+        pet = PETProjector(shape, (5.0, 5.0), views=12, bins=24, efficiency=3.0)
+    else:
+        pet = PETProjector3D(shape, (5.0,) * 3, views=12, bins=24, rings=3, ring_spacing_mm=5.0, radius_mm=200.0,
+                             efficiency=3.0)  # fmt: skip
+    m = emission(shape, pet)
+    space = ImageSpace(["t1", Modality("pet_fdg", scale=2.0)], shape, (5.0,) * len(shape))
+    guide = torch.zeros(2, 1, *shape)
+    guide[:, :, 4:12, 5:11] = 0.7
+    beside = Measurement(
+        Blocks({"t1": guide, "pet_fdg": m.y["pet_fdg"]}),
+        BlockDiagonal(space, {"t1": Identity((1, *shape)), "pet_fdg": pet}),
+        BlockLikelihood({"t1": Gaussian(0.0), "pet_fdg": m.likelihood["pet_fdg"]}),
+    )
+    method = reconstructor(guides=["t1"])
+    image = method(beside, Beside())
+    assert image.shape == (2, 2, *shape)
+    torch.testing.assert_close(image[:, :1].as_tensor(), guide)
+    assert float(method.runs["pet_fdg"].residuals[-1].max()) < float(method.runs["pet_fdg"].residuals[0].min())
+    with pytest.raises(ValueError, match=r"guide: expected one of \['t1'\], got \['pet_fdg'\]"):
+        method(m, Beside())
 
 
 def test_unit_of_the_activity_does_not_matter():
