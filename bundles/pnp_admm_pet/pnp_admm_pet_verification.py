@@ -36,12 +36,14 @@ class Scan:
         start: OSEM image ``(B, 1, H, W)``.
         scale: ``c``, ``(B,)``.
         rho: coupling, ``(B,)``.
+        gain: mean activity that the denoiser sees.
     """
 
     step: NewtonStep
     start: Tensor
     scale: Tensor
     rho: Tensor
+    gain: float = 1.0
 
 
 @torch.no_grad()
@@ -61,7 +63,7 @@ def prepare(
     step = NewtonStep(DataTerm(operator, likelihood, y))
     start = osem(operator, likelihood, y, subsets=6, iterations=warm_start)
     scale = mean_activity(start) / gain
-    return Scan(step, start, scale, gradient_noise(step.data, start) * scale / (gain * level))
+    return Scan(step, start, scale, gradient_noise(step.data, start) * scale / (gain * level), gain)
 
 
 def run(
@@ -127,7 +129,7 @@ def points_of(clean: Tensor, noisy: Tensor, trajectory: Sequence[Tensor], count:
 def spread_of_starts(scan: Scan, network: nn.Module, truth: Tensor, *, iterations: int) -> tuple[float, float]:
     """Return the differences between runs from OSEM, ones and noise: of the PSNR in dB, and relative (NRMSE)."""
     generator = torch.Generator().manual_seed(0)
-    level = scan.scale.reshape(-1, 1, 1, 1)
+    level = scan.gain * scan.scale.reshape(-1, 1, 1, 1)
     noise = level * torch.rand(scan.start.shape, generator=generator)
     images = [run(scan, network, iterations=iterations, start=s)[0].x for s in (None, level.expand_as(noise), noise)]
     peak = float(truth.max())

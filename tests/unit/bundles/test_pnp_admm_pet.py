@@ -169,8 +169,8 @@ def scan(level=None):
     evaluator = workflow.evaluator
     batch = evaluator.data_loader.collate_fn([workflow.dataset[3]])
     measurement, truth = evaluator.prepare_batch(batch, torch.device("cpu"), False)
-    setting = workflow.parser.get_parsed_content("tuning")("level", "pet/poisson")
-    return check.prepare(measurement, level=level or setting), truth
+    settings = workflow.parser.get_parsed_content("tuning").of(measurement, "pet_fdg")
+    return check.prepare(measurement, level=level or settings["level"], gain=settings["gain"]), truth
 
 
 @cache
@@ -180,7 +180,7 @@ def trajectory(control=None, iterations=500):
 
 def points(control=None, count=200, side=128):
     truth = scan()[1]
-    clean = truth / mean_activity(truth).reshape(-1, 1, 1, 1)
+    clean = scan()[0].gain * truth / mean_activity(truth).reshape(-1, 1, 1, 1)
     noisy = clean + 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     return check.points_of(clean, noisy, trajectory(control)[1], count, side=side)
 
@@ -204,8 +204,10 @@ def test_residual_falls_and_the_fixed_point_equation_holds():
     result, _, steps = trajectory()
     assert len(steps) == 500
     assert check.rising_steps(steps) == 0
-    assert float(result.residuals[-1]) < 1e-4
+    assert float(result.residuals[-1]) < 1e-6
+    assert check.decay_exponent(steps) < -0.5
     assert float(result.error) < 1e-3
+    assert result.worst_kkt <= 1e-5
 
 
 @pytest.mark.slow
@@ -221,3 +223,32 @@ def test_the_unconstrained_control_fails():
     assert float(found.max()) > 1.05
     result, _, steps = trajectory("unconstrained")
     assert check.rising_steps(steps) > 0 or float(result.residuals[-1]) > 1e-4
+
+
+def test_exponent_of_a_power_law_and_a_straight_line():
+    assert check.decay_exponent([3 / k**0.7 for k in range(1, 201)]) == pytest.approx(-0.7, abs=1e-6)
+    assert check.decay_exponent([2.0] * 100) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_osem_image_is_what_a_network_after_reconstruction_gets():
+    maker = PreparePairs(SPACE, mode="postprocess", counts=[50.0], views=24)
+    pair = maker.pair(head(), torch.Generator().manual_seed(0))
+    assert float(mean_activity(pair[:, 1:])) == pytest.approx(1.0)
+    assert float(pair.min()) >= 0.0
+    away = (pair[:, 1:] - pair[:, :1]).norm() / pair[:, :1].norm()
+    assert 0.02 < float(away) < 0.5
+
+
+def test_a_guide_goes_with_its_patch_and_is_neither_scaled_nor_denoised():
+    maker = PreparePairs(SPACE, counts=[20.0], views=12, patch=16, patches=3, gains=(2.0, 2.0), guide_noise=0.0,
+                         augmentation=lambda image, brain, generator: image)  # fmt: skip
+    stack = torch.cat([head(2), 5 * head(2)[:, 1:]], dim=1)
+    noisy, target = maker({"image": stack, "brain": torch.ones(2, 1, 48, 48)})
+    assert noisy.shape == (6, 2, 16, 16)
+    assert target.shape == (6, 3, 16, 16)
+    assert torch.equal(noisy, target[:, 1:])
+    guide = target[:, 2:]
+    assert float(guide.max()) == pytest.approx(1.0)
+    # the guide is the image here, but for its unit
+    hot = target[:, :1] / target[:, :1].amax()
+    torch.testing.assert_close(guide, hot, rtol=1e-4, atol=1e-4)
