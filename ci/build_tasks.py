@@ -71,6 +71,11 @@ SWEEPS: dict[str, tuple[str, str, dict[str, float]]] = {
         "log",
         {"petct_counts_2p5": 2.5, "petct_lowdose": 5, "petct_counts_20": 20},
     ),
+    "pet_mr_counts": (
+        "FDG PET counts beside 4x k-space of T1 (trues a pixel)",
+        "log",
+        {"pet_mr_counts_2p5": 2.5, "pet_mr_lowdose": 5, "pet_mr_counts_20": 20},
+    ),
     "ct_synthesis_inputs": (
         "Clean MR images that CT is made from (T1; T2*; FLAIR)",
         "linear",
@@ -294,9 +299,27 @@ def emission() -> list[dict[str, Any]]:
         )
         for counts in (2.5, 20.0)
     ]
+    beside_mr = [
+        task(
+            f"pet_mr_counts_{f'{counts:g}'.replace('.', 'p')}",
+            f"FDG PET from {counts:g} trues a pixel and T1 from 4x k-space, attenuation from classes of the MR image",
+            "pet_mr",
+            {"t1": clinical(), "pet_fdg": pet(counts, "t1")},
+            key="pet_mr_lowdose",
+        )
+        for counts in (2.5, 20.0)
+    ]
     return [
         *tasks,
+        task(
+            "pet_counts_5_t1",
+            "FDG PET from 5 trues a pixel with a clean T1, attenuation known, background known to 5 %",
+            "pet_mr",
+            {"pet_fdg": pet(5.0), **T1},
+            key="pet_counts_5",
+        ),
         *degraded,
+        *beside_mr,
         task(
             "pet_mr_lowdose",
             "FDG PET from 5 trues a pixel and T1 from 4x k-space, attenuation from classes of the MR image",

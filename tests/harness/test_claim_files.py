@@ -16,7 +16,7 @@ CLAIMS = {claim.name: claim for claim in read_claims(ROOT / "claims")}
 ANNOUNCED = {
     "any2all_petmrct", "wavelet_diffusion_petmrct", "minet_mr", "mcvarnet_mr", "discdiff_mr", "jointvae_petct",
     "pnp_admm_pet", "cdl_petct", "osem_pet", "map_pet", "tv_petmrct", "tikhonov_petmrct", "cs_mr",
-    "dps_spectralct", "mcaol_spectralct",
+    "dps_spectralct", "mcaol_spectralct", "jointvae_petmr",
 }  # fmt: skip
 REGIONS = ("brain", "lesion", "pet_lesion")
 
