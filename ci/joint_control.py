@@ -7,7 +7,7 @@
   reconstructions with and without them, relative to the true difference, is what is recovered; in the other modality
   it is what is copied (there in units of its scale, relative to the spot in its own modality's scale).
 
-Means over the first samples of the task's set, with the smallest and the largest.
+Means over samples spread over the task's set, with 95 % bootstrap intervals over anatomies, and both extremes.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from torch import Tensor
 from multirecon import tasks
 from multirecon.blocks import Blocks
 from multirecon.bundle import load, load_network
+from multirecon.harness.statistics import anatomy_interval
 from multirecon.harness.tuning_data import validation_task
 from multirecon.likelihoods import BlockLikelihood
 from multirecon.measurement import Measurement
@@ -84,9 +85,10 @@ def places(item: dict[str, Any], spacing_mm: float) -> tuple[Tensor, Tensor]:
     )
 
 
-def show(label: str, values: list[float]) -> None:
+def show(label: str, values: list[float], anatomies: Sequence[str]) -> None:
     """Print one line of a table."""
-    print(f"| {label} | {sum(values) / len(values):.3f} | {min(values):.3f} | {max(values):.3f} |", flush=True)
+    interval = anatomy_interval(zip(anatomies, values, strict=True)).text(3, sign=True)
+    print(f"| {label} | {interval} | {min(values):.3f} | {max(values):.3f} |", flush=True)
 
 
 def main() -> None:
@@ -105,6 +107,7 @@ def main() -> None:
     step = max(1, len(data) // arguments.samples)
     items = [data[i] for i in range(step // 2, len(data), step)][: arguments.samples]
     measured = [task.measure(item) for item in items]
+    anatomies = [str(item["id"]).partition("/")[0] for item in items]
     other = next(n for n in task.space.names if n != "pet_fdg")
     joint = method(arguments.bundle)
     control = method(arguments.bundle, arguments.control) if arguments.control else None
@@ -113,18 +116,23 @@ def main() -> None:
         return float(evaluate_image(image, truth, task.space, targets=[name], metrics=["psnr"])[name]["psnr"])
 
     print(
-        f"{arguments.bundle} on {task.name} ({which}), {len(items)} samples\n| | mean | min | max |\n|---|---|---|---|"
+        f"{arguments.bundle} on {task.name} ({which}), {len(items)} samples of {len(set(anatomies))} anatomies\n"
+        "| | mean and 95 % interval | min | max |\n|---|---|---|---|"
     )
     plain = [joint(m) for m, _ in measured] if {"pairs", "lesions"} & set(parts) else []
     if "pairs" in parts:
         own = [psnr(x, truth, "pet_fdg") for x, (_, truth) in zip(plain, measured, strict=True)]
-        show(f"PET beside its own {other}, dB", own)
+        show(f"PET beside its own {other}, dB", own, anatomies)
         half = len(items) // 2
         wrong = [
             psnr(joint(swapped(m, measured[(i + half) % len(items)][0], other)), truth, "pet_fdg")
             for i, (m, truth) in enumerate(measured)
         ]
-        show(f"gain over PET beside another subject's {other}, dB", [a - b for a, b in zip(own, wrong, strict=True)])
+        show(
+            f"gain over PET beside another subject's {other}, dB",
+            [a - b for a, b in zip(own, wrong, strict=True)],
+            anatomies,
+        )
         if control is not None:
             apart = [control(m) for m, _ in measured]
             for name in task.space.names:
@@ -132,16 +140,20 @@ def main() -> None:
                     psnr(a, truth, name) - psnr(b, truth, name)
                     for a, b, (_, truth) in zip(plain, apart, measured, strict=True)
                 ]
-                show(f"gain over the separate control, {name}, dB", gains)
+                show(f"gain over the separate control, {name}, dB", gains, anatomies)
     if "synthesis" in parts:
         for source, target in (("pet_fdg", other), (other, "pet_fdg")):
             made = [joint(m.restrict([source])) for m, _ in measured]
             found = [psnr(x, truth, target) for x, (_, truth) in zip(made, measured, strict=True)]
-            show(f"{target} from {source} alone, dB", found)
+            show(f"{target} from {source} alone, dB", found, anatomies)
             truths = torch.cat([truth for _, truth in measured])
             mean = truths.mean(0, keepdim=True)
             flat = [psnr(mean, truth, target) for _, truth in measured]
-            show("gain over the mean image of the samples, dB", [a - b for a, b in zip(found, flat, strict=True)])
+            show(
+                "gain over the mean image of the samples, dB",
+                [a - b for a, b in zip(found, flat, strict=True)],
+                anatomies,
+            )
     if "lesions" in parts:
         kept: dict[str, list[float]] = {k: [] for k in ("pet", "other", "pet copied", "other copied")}
         for x, item, (_, truth) in zip(plain, items, measured, strict=True):
@@ -161,10 +173,10 @@ def main() -> None:
             kept["other"].append(rise(difference, other, other) / OTHER_SPOT[other])
             kept["pet copied"].append(rise(difference, other, "pet_fdg") / scale[other] / size["pet_fdg"])
             kept["other copied"].append(rise(difference, "pet_fdg", other) / scale["pet_fdg"] / size[other])
-        show("PET-only spot: recovered in PET", kept["pet"])
-        show(f"PET-only spot: copied into {other}", kept["pet copied"])
-        show(f"{other}-only spot: recovered in {other}", kept["other"])
-        show(f"{other}-only spot: copied into PET", kept["other copied"])
+        show("PET-only spot: recovered in PET", kept["pet"], anatomies)
+        show(f"PET-only spot: copied into {other}", kept["pet copied"], anatomies)
+        show(f"{other}-only spot: recovered in {other}", kept["other"], anatomies)
+        show(f"{other}-only spot: copied into PET", kept["other copied"], anatomies)
 
 
 if __name__ == "__main__":
