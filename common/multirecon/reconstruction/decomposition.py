@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ..operators import BlockDiagonal, SpectralProjector, mass_attenuation
 from ..solvers import decompose_counts, decompose_images
 from ..space import ImageSpace
 from .base import Callback, Capability, ImageSource, Reconstructor
+from .tuning import Tuning, block_kind
 
 __all__ = ["ImageDomainDecomposition", "ProjectionDomainDecomposition"]
 
@@ -65,7 +67,15 @@ class _TwoStep(Reconstructor):
         (name,) = space.names
         stack = BlockDiagonal(space.with_affine(measurement.space.affine), {name: operator})
         turned = Measurement(Blocks({name: data}), stack, BlockLikelihood({name: likelihood}), measurement.metadata)
-        return self.sampler(turned, network, generator=generator).as_tensor()
+        with self._settings(measurement, turned, name):
+            return self.sampler(turned, network, generator=generator).as_tensor()
+
+    def _settings(self, measurement: Measurement, turned: Measurement, name: str) -> AbstractContextManager[object]:
+        """Give the sampler the settings of the counts: it asks for those of the data that they were turned into."""
+        tuning = getattr(self.sampler, "tuning", None)
+        if not isinstance(tuning, Tuning):
+            return nullcontext()
+        return tuning.override({block_kind(turned, name): tuning.of(measurement, self.modality)})
 
     def _answer(self, measurement: Measurement, densities: Tensor, callback: Callback | None) -> Tensor:
         result = densities.new_zeros(len(densities), measurement.space.num_channels, *measurement.space.shape)

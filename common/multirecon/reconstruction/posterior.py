@@ -82,7 +82,9 @@ class _DiffusionSampler(PosteriorSampler):
         return self.prior.denoiser(network, autocast=self.autocast)
 
     def _setting(self, name: str, default: float, measurement: Measurement, block: str) -> float:
-        return default if self.tuning is None else self.tuning(name, block_kind(measurement, block))
+        if self.tuning is None or name not in self.tuning.parameters:
+            return default
+        return self.tuning(name, block_kind(measurement, block))
 
 
 _ERROR = 0.0108  # error variance of a denoiser at sigma = 1: the rule of thumb of DecomposedSampling

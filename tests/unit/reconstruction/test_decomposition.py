@@ -15,9 +15,11 @@ from multirecon.reconstruction import (
     PosteriorSampling,
     ProjectionDomainDecomposition,
     Reconstructor,
+    Tuning,
 )
 from multirecon.reconstruction.decomposition import material_integrals, single_energies
 from multirecon.reconstruction.misfit import Misfit
+from multirecon.reconstruction.tuning import block_kind
 from multirecon.solvers import least_squares
 from multirecon.space import ImageSpace
 
@@ -120,6 +122,35 @@ def test_a_ray_without_photons_says_little_and_stays_finite():
     assert torch.isfinite(integrals).all()
     assert torch.isfinite(sigma).all()
     assert float(sigma[..., :2].min()) > 10 * float(sigma[..., 2:].max())
+
+
+@pytest.mark.parametrize("steps", ["image", "projection"])
+def test_the_sampler_has_the_settings_of_the_counts(steps):
+    """Tuned for the kind of the counts, used on the data that they are turned into, whose kind is another one."""
+    seen = []
+
+    class Asking(LeastSquares):
+        def reconstruct(self, measurement, network, *, generator, callback):
+            (name,) = measurement.available
+            seen.append((block_kind(measurement, name), self.tuning.of(measurement, name)))
+            return super().reconstruct(measurement, network, generator=generator, callback=callback)
+
+    sampler = Asking()
+    sampler.tuning = Tuning({"zeta": 4.0})
+    method = (
+        ImageDomainDecomposition(sampler, bins=stack("ct_bins", 3), energies_kev=ENERGIES)
+        if steps == "image"
+        else ProjectionDomainDecomposition(sampler)
+    )
+    measurement = scan(single_energy_likelihood(1e5), densities())
+    counts = block_kind(measurement, "materials")
+    with sampler.tuning.override({counts: {"zeta": 0.5}}):
+        method(measurement, None)
+    method(measurement, None)
+    turned = {"image": "transmission_poisson", "projection": "gaussian"}[steps]
+    assert seen == [(f"spectral_projector/{turned}", {"zeta": 0.5}), (f"spectral_projector/{turned}", {"zeta": 4.0})]
+    assert counts.endswith("polyenergetic_poisson")
+    assert sampler.tuning.settings == {}
 
 
 def test_refusals_name_what_was_expected():
