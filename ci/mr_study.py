@@ -134,7 +134,9 @@ def with_weights(bundle: str, suffix: str, state: Mapping[str, Any], folder: Pat
 
 def fine_tuned(sigma: float, out: Path, dataset: str) -> Path:
     """Return the shipped network fine-tuned at one noise level, as a method; trained where it is not there yet."""
-    root, run = find(TUNED).root, out / "finetuned" / f"sigma{sigma:g}"
+    root = find(TUNED).root
+    start = weights_hash(read_weights(root / "models" / "model.pt"))  # other weights are tuned anew
+    run = out / "finetuned" / f"sigma{sigma:g}-{start[:12]}"
     if not (run / "model.pt").exists():
         if not dataset:
             raise ValueError("dataset_dir: expected the training set of mcvarnet_mr for noise_matrix, got none")
