@@ -26,12 +26,11 @@ from multirecon.metrics.channels import channel_range
 from multirecon.metrics.image import psnr
 
 ENERGIES = {
-    "Tikhonov": "tikhonov_petmrct",
     "joint TV": "tv_petmrct:joint",
     "MCAOL": "mcaol_spectralct",
     "PnP-ADMM": "pnp_admm_spectralct",
     "Uconnect": "uconnect_spectralct",
-    "DPS (MDS, mean of 8)": "dps_spectralct:mds_mean",
+    "DPS, mean": "dps_spectralct:mds_mean",
 }
 MATERIALS = {"Tikhonov": "tikhonov_petmrct", "hybrid DPS": "dps_spectralct:hybrid"}
 MU_WINDOW, MU_ERROR = (0.12, 0.40), 0.05  # 1/cm
@@ -99,7 +98,7 @@ def picture(name: str, methods: dict[str, str], options: argparse.Namespace, pat
                 print(f"    {labels[-1]} in {place}: bias {float(off.mean()):+.2f} mg/mL")
         cut = images[:, rows_of_head, columns_of_head], true[:, rows_of_head, columns_of_head]
         rows.append(row_of(title, *cut, labels, windows, errors))
-    draw(path, rows, width=1.25, dpi=80, palette=64)
+    draw(path, rows, width=1.25, dpi=72, palette=32)
 
 
 def main() -> int:

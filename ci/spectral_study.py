@@ -52,7 +52,8 @@ def energies(board: Board, names: Sequence[str]) -> str:
 def materials(board: Board, names: Sequence[str]) -> str:
     """Return the table of a task of densities: one row a method and material, in mg/mL."""
     regions = {m.partition("@")[2] for _, m in board.columns if m.startswith("bias@")}
-    places = [*(p for p in PLACES if p in regions), *sorted(regions - set(PLACES))]
+    others = sorted(regions - set(PLACES), key=lambda place: (len(place), place))  # inserts by their number
+    places = [*(p for p in PLACES if p in regions), *others]
     head = ["method", "material", "PSNR dB, SSIM", *places, "crosstalk", "s", "MiB", "n"]
     rows = []
     for row in (r for r in board.rows if r.ok):
