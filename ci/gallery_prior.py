@@ -1,6 +1,6 @@
 """Unconditional samples of a diffusion prior: a picture, and whether they copy training slices.
 
-    python ci/gallery_prior.py BUNDLE OUT --dataset_dir DATA [--count 64] [--steps 100] [--seed 0]
+    python ci/gallery_prior.py BUNDLE OUT --dataset_dir DATA [--count 64] [--steps 100] [--eta 1] [--seed 0]
 
 writes OUT/BUNDLE_samples.png and prints the distance of every sample to its nearest training slice beside that of
 slices of the test anatomies. DATA is the cached set of the training (DATA/train); test slices are simulated, which
@@ -62,13 +62,16 @@ def main() -> None:
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--eta", type=float, default=1.0, help="share of fresh noise; 0 is better with few steps")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 
     workflow = load(given.bundle, device="$torch.device('cpu')")
     network = load_network(workflow).eval()
     prior = workflow.parser.get_parsed_content("prior")
-    samples = generate(prior, network, given.count, steps=given.steps, seed=given.seed, autocast="bfloat16")
+    samples = generate(
+        prior, network, given.count, steps=given.steps, eta=given.eta, seed=given.seed, autocast="bfloat16"
+    )
     given.output.mkdir(parents=True, exist_ok=True)
     with atomic_path(given.output / f"{given.bundle}_samples.png") as draft:
         draw(samples, prior.space).savefig(draft, dpi=90, format="png")
@@ -79,10 +82,12 @@ def main() -> None:
     test = PhantomSlices("test", modalities=names, slices=24, ct_unit="unit", cache=1)
     unseen = torch.stack([2 * test[i]["image"] - 1 for i in range(len(test))])
     print(f"{given.count} samples of {given.steps} steps, {len(known)} training slices, {len(unseen)} test slices")
-    for name, images in (("samples", prior.scaling(samples)), ("test slices", unseen)):
-        distance = nearest(images, known)
+    distances = {"samples": nearest(prior.scaling(samples), known), "test slices": nearest(unseen, known)}
+    for name, distance in distances.items():
         low, middle = distance.min(), distance.median()
         print(f"nearest training slice of {name:12s}: smallest {low:.4f}, median {middle:.4f}")
+    closer = int((distances["samples"] < distances["test slices"].min()).sum())
+    print(f"samples nearer to a training slice than any test slice is: {closer} of {given.count}")
 
 
 if __name__ == "__main__":

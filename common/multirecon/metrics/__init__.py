@@ -4,7 +4,15 @@ from .channels import channel_key, channel_range, channel_ranges, crosstalk, eva
 from .consistency import data_residual
 from .contrast import contrast_recovery, contrast_to_noise, surroundings
 from .distribution import FeatureDistance, frechet_distance, kid, kid_difference
-from .ensembles import LEVELS, crps, normalised_bias, normalised_std, posterior_coverage
+from .ensembles import (
+    LEVELS,
+    crps,
+    normalised_bias,
+    normalised_std,
+    posterior_coverage,
+    posterior_ranks,
+    rank_deviation,
+)
 from .evaluate import (
     HIGHER_IS_BETTER,
     IDEAL,
@@ -60,8 +68,10 @@ __all__ = [
     "normalised_std",
     "nrmse",
     "posterior_coverage",
+    "posterior_ranks",
     "psnr",
     "radial_power",
+    "rank_deviation",
     "reporting_range",
     "reslice_psnr",
     "rmse",

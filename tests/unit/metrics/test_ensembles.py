@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from multirecon.metrics import crps, normalised_bias, normalised_std, posterior_coverage
+from multirecon.metrics import (
+    crps,
+    normalised_bias,
+    normalised_std,
+    posterior_coverage,
+    posterior_ranks,
+    rank_deviation,
+)
 
 SHAPE = (1, 1, 64, 64)
 
@@ -93,3 +100,36 @@ def test_score_does_not_depend_on_the_number_of_samples(generator):
 def test_shapes_are_checked(function):
     with pytest.raises(ValueError, match="expected"):
         function(torch.zeros(3, 1, 2, 8, 8), torch.zeros(1, 1, 8, 8))
+
+
+def test_ranks_count_the_samples_below():
+    samples = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    assert posterior_ranks(samples, torch.tensor([2.5, 0.0])).tolist() == [2, 1]
+    assert posterior_ranks(samples, torch.tensor([0.0, 1.0])).tolist() == [0, 3]
+
+
+def test_ranks_tell_narrow_wide_and_shifted_posteriors(generator):
+    truth = torch.randn(4000, generator=generator)
+    samples = torch.randn(9, 4000, generator=generator)
+    spread, shift, distance = rank_deviation(posterior_ranks(samples, truth), 9)
+    assert abs(spread - 1) < 0.03
+    assert abs(shift) < 0.015
+    assert distance < 1.63 / 4000**0.5
+    narrow, _, away = rank_deviation(posterior_ranks(0.5 * samples, truth), 9)
+    assert narrow > 1.15
+    assert away > 0.08
+    assert rank_deviation(posterior_ranks(2 * samples, truth), 9)[0] < 0.8
+    assert rank_deviation(posterior_ranks(samples - 0.5, truth), 9)[1] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: posterior_ranks(torch.zeros(3, 2), torch.zeros(3)), "samples"),
+        (lambda: rank_deviation(torch.tensor([0, 4]), 3), "ranks"),
+        (lambda: rank_deviation(torch.zeros(0, dtype=torch.long), 3), "ranks"),
+    ],
+)
+def test_wrong_ranks_are_named(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()

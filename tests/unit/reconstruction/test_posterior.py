@@ -6,6 +6,7 @@ import torch
 from multirecon.blocks import Blocks
 from multirecon.likelihoods import BlockLikelihood, Gaussian, Poisson, TransmissionPoisson
 from multirecon.measurement import Measurement
+from multirecon.metrics import posterior_ranks, rank_deviation
 from multirecon.operators import BlockDiagonal, Identity, MaskedFourier, ParallelBeam
 from multirecon.priors import (
     DenoiserError,
@@ -289,6 +290,29 @@ def test_samples_follow_the_posterior_of_a_linear_gaussian_problem():
         .double()
     )
     assert (narrow.var(0) / covariance.diagonal()).mean() < 0.7
+
+
+@pytest.mark.parametrize("perturb", [True, False])
+def test_simulation_based_calibration_with_a_gaussian_prior(perturb):
+    """Truths from the prior, data from the truths: perturbed corrections give uniform ranks, modes too narrow ones."""
+    stack, truths, draws = space("t1"), 150, 9
+    generator = torch.Generator().manual_seed(2)
+    operator, m, d = sensing(stack, sigma=0.15, batch=1, name="t1").operator["t1"], MEAN[0], STD[0]
+    u = (1 + m + d * torch.randn(truths, 1, *SHAPE, generator=generator)) / 2
+    y = Gaussian(0.15).sample(operator(u), generator) * operator.mask
+    many = Measurement(
+        Blocks({"t1": y}), BlockDiagonal(stack, {"t1": operator}), BlockLikelihood({"t1": Gaussian(0.15)})
+    )
+    sampler = DecomposedSampling(gaussian_prior(stack), steps=30, eta=1.0, noise_split="dds", perturb=perturb,
+                                 error=lambda s: s**2 * d**2 / (s**2 + d**2), iterations=12)  # fmt: skip
+    samples = sampler.draw(many, Zero(), draws, generator=torch.Generator().manual_seed(0))
+    spread, shift, distance = rank_deviation(posterior_ranks(samples, u), draws)
+    assert abs(shift) < 0.03
+    if perturb:
+        assert abs(spread - 1) < 0.05
+        assert distance < 0.04
+    else:
+        assert spread > 1.1
 
 
 def test_gradient_of_the_misfit_matches_finite_differences():
