@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,10 @@ class Samplers:
         """Return the candidates by a short name."""
         powers = tuple(0.1 * 10 ** (k / 2) for k in range(6))
         return {
-            "mds": Candidate("MDS, ours", {"strength": (0.1, 0.3, 1.0, 3.0), "calibration": (0.0, 0.33, 0.67, 1.0)}, 20,
+            "mds": Candidate("MDS, ours", {"strength": (0.1, 0.3, 1.0), "calibration": (0.0, 0.5, 1.0)}, 20,
                              self.mds),
             "diffpir5": Candidate(f"DiffPIR, deepinv, {INNER} CG iterations",
-                                  {"lambda_": (0.1, 1.0, 7.0, 25.0), "zeta": (0.1, 0.3, 0.6, 1.0)}, 20,
+                                  {"lambda_": (0.1, 1.0, 7.0), "zeta": (0.1, 0.3, 1.0)}, 20,
                                   lambda m, n, v: self.diffpir(m, n, v, INNER)),
             "diffpir": Candidate("DiffPIR, deepinv, its own CG (up to 50 iterations)", {}, 20,
                                  lambda m, n, v: self.diffpir(m, n, v, 50)),
@@ -187,11 +187,11 @@ def psnr(result: Tensor, case: Case) -> list[float]:
     ]
 
 
-def tune(samplers: Samplers, cases: list[Case]) -> dict[str, Any]:
+def tune(samplers: Samplers, cases: list[Case], names: Sequence[str]) -> dict[str, Any]:
     """Return every trial of every candidate and the numbers with the best mean PSNR."""
     answer = {}
     for name, candidate in samplers.candidates().items():
-        if not candidate.grid:
+        if not candidate.grid or name not in names:
             continue
         trials = []
         for values in itertools.product(*candidate.grid.values()):
@@ -204,13 +204,14 @@ def tune(samplers: Samplers, cases: list[Case]) -> dict[str, Any]:
     return answer
 
 
-def curve(samplers: Samplers, cases: list[Case], tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
+def curve(
+    samplers: Samplers, cases: list[Case], tuned: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
     """Return PSNR and processor seconds a slice by number of steps."""
-    rows = []
+    answer: dict[str, list[dict[str, Any]]] = {}
     for name, candidate in samplers.candidates().items():
-        for steps in STEPS:
-            if name not in tuned:
-                continue
+        rows = answer.setdefault(name, [])
+        for steps in STEPS if name in names and name in tuned else ():
             begin, scores = time.process_time(), []
             samplers.network.calls = 0
             for case in cases:
@@ -219,7 +220,7 @@ def curve(samplers: Samplers, cases: list[Case], tuned: Mapping[str, Any]) -> li
             rows.append({"name": name, "title": candidate.title, "steps": steps, "seconds": seconds, "psnr": scores,
                          "evaluations": samplers.network.calls / len(cases)})  # fmt: skip
             print({k: v for k, v in rows[-1].items() if k != "title"}, flush=True)
-    return rows
+    return {name: rows for name, rows in answer.items() if rows}
 
 
 def page(out: Path) -> dict[str, str]:
@@ -245,7 +246,7 @@ def page(out: Path) -> dict[str, str]:
         found["sampler tuning"] = table(head, cells)
     if (out / "curve.json").exists():
         cells = []
-        for r in json.loads((out / "curve.json").read_text()):
+        for r in itertools.chain(*json.loads((out / "curve.json").read_text()).values()):
             mean, each = sum(r["psnr"]) / len(r["psnr"]), ", ".join(f"{p:.2f}" for p in r["psnr"])
             cells.append([r["title"], str(r["steps"]), f"{r['evaluations']:.0f}", f"{r['seconds']:.2f}",
                           f"{mean:.2f}", each])  # fmt: skip
@@ -269,9 +270,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--part", default="", help="of speed,tune,curve")
+    parser.add_argument("--samplers", default="mds,diffpir5,dps,dps_deepinv", help="of tune and curve; others are kept")
     parser.add_argument("--page", type=Path)
     given = parser.parse_args()
     out, parts = given.out.absolute(), [p for p in given.part.split(",") if p]
+    names = given.samplers.split(",")
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     try:
@@ -279,14 +282,15 @@ def main() -> int:
         for part in parts:
             if part not in ("speed", "tune", "curve"):
                 raise ValueError(f"--part: expected of speed, tune and curve, got {part!r}")
-            found: Any
+            file = out / f"{part}.json"
+            found: Any = json.loads(file.read_text()) if file.exists() and part != "speed" else {}
             if part == "speed":
                 found = speed(samplers, cases_of(SPLIT)[0])
             elif part == "tune":
-                found = tune(samplers, cases_of(SPLIT))
+                found |= tune(samplers, cases_of(SPLIT), names)
             else:
-                found = curve(samplers, cases_of("test"), json.loads((out / "tune.json").read_text()))
-            with atomic_path(out / f"{part}.json") as draft:
+                found |= curve(samplers, cases_of("test"), json.loads((out / "tune.json").read_text()), names)
+            with atomic_path(file) as draft:
                 draft.write_text(json.dumps(found, indent=1) + "\n")
         for name, text in page(out).items():
             print(text, flush=True)

@@ -9,7 +9,7 @@ With the prior of --bundle (wavelet_diffusion_petmrct). SOLVERS below is what is
     curve      PSNR, energy of fine detail (HFER), kernel distance (KID) and coverage of the 50 % interval over the
                samples' number of network evaluations. Several samples a slice where evaluations are few (up to 20), one
                above. KID of so few slices has no meaning by itself: compare it down a column.
-    calibrate  simulation-based calibration: truths from the prior itself (ancestral samples), data from the truth by
+    calibrate  simulation-based calibration: truths from the prior itself (50 DDIM steps), data from the truth by
                the operator of the task, samples of the posterior; ranks of the truth among them. Each truth gives one
                rank in each of a few scalars (means over the head and over squares, single pixels) of every modality
                that is reconstructed.
@@ -189,7 +189,7 @@ def calibrate(study: Study, task: tasks.Task, solver: str, evaluations: int, tru
     path = out / task.name / f"ranks-{solver.replace(' ', '_').replace(',', '')}.json"
     if path.exists():
         return
-    stacks = generate(study.prior, study.network, truths, steps=100, seed=7, autocast="bfloat16")
+    stacks = generate(study.prior, study.network, truths, steps=50, eta=0.0, seed=7, autocast="bfloat16")
     pattern, _ = cases_of(task, SPLIT, 1)[0]
     embedded = pattern.embed(study.prior.space)
     generator = torch.Generator().manual_seed(11)

@@ -12,7 +12,7 @@ from ..blocks import Blocks
 from ..likelihoods import BlockLikelihood, Gaussian, TransmissionPoisson, gaussian_approximation
 from ..measurement import Measurement
 from ..priors import DenoiserError, DiffusionPrior, SampleNoise, reverse_diffusion
-from ..solvers import data_proximal
+from ..solvers import data_proximal, mean_curvature
 from .base import Callback, Capability, ImageSource, PosteriorSampler
 from .misfit import Misfit
 from .tuning import Tuning, block_kind
@@ -132,6 +132,8 @@ class DecomposedSampling(_DiffusionSampler):
         iterations: inner iterations of every correction.
         warm: whether a correction starts at the one before instead of the new estimate. The few iterations of all steps
             then add up, which projections need; both starts have the same limit.
+        precondition: whether conjugate gradients are preconditioned by the data's mean curvature and ``rho``, pixel by
+            pixel; without a table ``rho`` hardly varies and it makes no difference.
         perturb: whether corrections are samples instead of modes.
         exact_below: blank-scan counts a ray under which CT counts keep their exact likelihood.
         start: fraction of the schedule to start at (1: pure noise); below 1 from ``initial``.
@@ -159,6 +161,7 @@ class DecomposedSampling(_DiffusionSampler):
         calibration: float = 1.0,
         iterations: int = 5,
         warm: bool = True,
+        precondition: bool = True,
         perturb: bool = False,
         exact_below: float = 5e3,
         start: float = 1.0,
@@ -192,6 +195,7 @@ class DecomposedSampling(_DiffusionSampler):
         self.calibration = calibration
         self.iterations = iterations
         self.warm = warm
+        self.precondition = precondition
         self.perturb = perturb
         self.exact_below = exact_below
         self.start = start
@@ -205,6 +209,8 @@ class DecomposedSampling(_DiffusionSampler):
         strengths = {name: self._setting("strength", self.strength, measurement, name) for name in data.available}
         tempered = data.available if isinstance(self.error, DenoiserError) else ()
         shares = {name: self._setting("calibration", self.calibration, measurement, name) for name in tempered}
+        # where pixels are trusted differently, plain conjugate gradients need many more iterations
+        curvature = mean_curvature(data.operator, data.likelihood, data.y) if self.precondition else None
         physical, end = torch.empty(0), self.prior.schedule.sigma_range[0]
 
         def correct(estimate: Tensor, sigma: float) -> Tensor:
@@ -229,6 +235,7 @@ class DecomposedSampling(_DiffusionSampler):
                 x0=physical if self.warm and physical.numel() else None,
                 iterations=self.iterations,
                 tolerance=1e-5,
+                curvature=curvature,
             )
             return scaling(physical)
 

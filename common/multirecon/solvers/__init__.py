@@ -8,7 +8,7 @@ from .em_engine import EMEngine, TorchEM, anchored_em
 from .fista import fista
 from .pdhg import PDHGResult, pdhg
 from .projected_newton import projected_newton
-from .proximal import data_proximal
+from .proximal import data_proximal, mean_curvature
 from .quasi_newton import bounded_quasi_newton
 from .sirt import sirt
 from .surrogate import separable_surrogate
@@ -33,6 +33,7 @@ __all__ = [
     "fista",
     "least_squares",
     "map_em",
+    "mean_curvature",
     "mlem",
     "one_step_late",
     "osem",

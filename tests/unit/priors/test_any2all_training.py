@@ -54,6 +54,13 @@ def test_one_training_step_of_the_small_network_and_both_samplers():
     assert steps == {"mds": 150, "mps": 1000}
 
 
+@pytest.mark.parametrize("bundle", ["any2all_petmrct", "wavelet_diffusion_petmrct"])
+def test_nothing_in_training_sees_a_mask_or_a_measurement(bundle):
+    text = (BUNDLE.parent / bundle / "configs" / "train.json").read_text()
+    for word in ("acquisition", "operator", "measure", "CartesianMR", "PETScan", "likelihood"):
+        assert word not in text, word
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["train_gpu", "train_published"])
 def test_a_training_step_of_the_large_networks(name):

@@ -11,6 +11,7 @@ from multirecon.operators import BlockDiagonal, Identity, MaskedFourier, Paralle
 from multirecon.priors import (
     DenoiserError,
     DiffusionPrior,
+    HaarDomain,
     IntensityScaling,
     NoiseSchedule,
     Parametrisation,
@@ -66,9 +67,13 @@ def gaussian_prior(stack=None, **options):
     return DiffusionPrior(stack, NoiseSchedule.cosine(1000), parametrisation=kind, clamp=None, **options)
 
 
-def network_prior(clamp=(-1.0, 1.0), stack=None):
+def network_prior(clamp=(-1.0, 1.0), stack=None, domain=None):
     return DiffusionPrior(
-        stack or space(), NoiseSchedule.cosine(1000), parametrisation=Parametrisation("velocity"), clamp=clamp
+        stack or space(),
+        NoiseSchedule.cosine(1000),
+        parametrisation=Parametrisation("velocity"),
+        clamp=clamp,
+        domain=domain,
     )
 
 
@@ -315,10 +320,12 @@ def test_simulation_based_calibration_with_a_gaussian_prior(perturb):
         assert spread > 1.1
 
 
-def test_gradient_of_the_misfit_matches_finite_differences():
+@pytest.mark.parametrize("domain", [None, HaarDomain()], ids=["pixels", "wavelet"])
+def test_gradient_of_the_misfit_matches_finite_differences(domain):
+    """Through network, clamp and, in the wavelet domain, the inverse transform with its scaled lowest band."""
     measurement = with_clean(sensing())
-    prior = network_prior(clamp=None)
-    misfit, network = Misfit(measurement.embed(prior.space), prior), Small()
+    prior = network_prior(clamp=None, domain=domain)
+    misfit, network = Misfit(measurement.embed(prior.space), prior), Small(2 if domain is None else 8)
     denoiser = prior.denoiser(network)
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(2, 2, *SHAPE, generator=generator).requires_grad_()
@@ -329,6 +336,35 @@ def test_gradient_of_the_misfit_matches_finite_differences():
         ahead, behind = (misfit(denoiser(z + s * direction, 0.7)) for s in (step, -step))
     slope = (ahead - behind) / (2 * step)
     torch.testing.assert_close((gradient * direction).flatten(1).sum(1), slope, rtol=5e-3, atol=1e-3)
+
+
+def test_spread_is_larger_where_data_say_less():
+    """T1 is not measured, FLAIR on half of its k-space with little or much noise."""
+    draws, d = 200, 0.4
+    kind = Parametrisation("preconditioned", mean=MEAN, std=(d, d))
+    prior = DiffusionPrior(space(), NoiseSchedule.cosine(1000), parametrisation=kind, clamp=None)
+    sampler = DecomposedSampling(prior, steps=20, eta=1.0, noise_split="dds", perturb=True, iterations=12,
+                                 error=lambda s: s**2 * d**2 / (s**2 + d**2))  # fmt: skip
+    spread = {}
+    for sigma in (0.05, 0.5):
+        one = sensing(sigma=sigma, batch=1)
+        y = Blocks({"flair": one.y["flair"].expand(draws, -1, -1, -1).contiguous()})
+        samples = sampler(Measurement(y, one.operator, one.likelihood), Zero()).as_tensor()
+        missing, spread[sigma] = (float(samples[:, c].std(0).mean()) / (d / 2) for c in (0, 1))
+        assert abs(missing - 1) < 0.05  # as wide as the prior
+    assert spread[0.05] < 0.9 * spread[0.5]
+    assert spread[0.5] < 1.0
+
+
+def test_the_measured_modality_is_a_matter_of_the_measurement_alone():
+    network, before = Small(), {k: v.clone() for k, v in Small().state_dict().items()}
+    sampler = DecomposedSampling(network_prior(), steps=8)
+    scans = {name: sensing(name=name) for name in ("flair", "t1")}
+    results = {name: sampler(scan, network).as_tensor() for name, scan in scans.items()}
+    for name, other in (("flair", "t1"), ("t1", "flair")):
+        own, without = (scans[name].data_fidelity(results[n]).sum() for n in (name, other))
+        assert own < 0.5 * without
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 def test_misfit_is_the_plain_residual_norm_over_all_blocks():
