@@ -12,6 +12,7 @@ from ..blocks import Blocks
 from ..likelihoods import BlockLikelihood, Gaussian, TransmissionPoisson, gaussian_approximation
 from ..measurement import Measurement
 from ..priors import DenoiserError, DiffusionPrior, SampleNoise, reverse_diffusion
+from ..priors.denoiser import clamp_table
 from ..solvers import data_proximal, mean_curvature
 from .base import Callback, Capability, ImageSource, PosteriorSampler
 from .misfit import Misfit
@@ -132,8 +133,11 @@ class DecomposedSampling(_DiffusionSampler):
         iterations: inner iterations of every correction.
         warm: whether a correction starts at the one before instead of the new estimate. The few iterations of all steps
             then add up, which projections need; both starts have the same limit.
-        precondition: whether conjugate gradients are preconditioned by the data's mean curvature and ``rho``, pixel by
-            pixel; without a table ``rho`` hardly varies and it makes no difference.
+        precondition: whether conjugate gradients are preconditioned by the data's mean curvature and ``rho``, pixel
+            by pixel; without a table ``rho`` hardly varies and it makes no difference.
+        exact_air: None, or the standard errors of an estimate within which attenuation counts as that of air at the
+            end. Corrected estimates of attenuation are then also cut to the range of the prior's own (its ``clamp``):
+            conjugate gradients know no bounds. Air is a point mass of the prior that no network reproduces exactly.
         perturb: whether corrections are samples instead of modes.
         exact_below: blank-scan counts a ray under which CT counts keep their exact likelihood.
         start: fraction of the schedule to start at (1: pure noise); below 1 from ``initial``.
@@ -161,7 +165,8 @@ class DecomposedSampling(_DiffusionSampler):
         calibration: float = 1.0,
         iterations: int = 5,
         warm: bool = True,
-        precondition: bool = True,
+        precondition: bool = False,
+        exact_air: float | None = None,
         perturb: bool = False,
         exact_below: float = 5e3,
         start: float = 1.0,
@@ -180,6 +185,8 @@ class DecomposedSampling(_DiffusionSampler):
             raise ValueError(f"error: expected a table of {prior.space.num_channels} channels, got {error.channels}")
         if not 0 <= calibration <= 1:
             raise ValueError(f"calibration: expected 0 to 1, got {calibration}")
+        if exact_air is not None and not exact_air >= 0:
+            raise ValueError(f"exact_air: expected >= 0 or None, got {exact_air}")
         if weight not in ("error", "constant"):
             raise ValueError(f"weight: expected 'error' or 'constant', got {weight!r}")
         if not 0 < start <= 1 or (start < 1) != (initial is not None):
@@ -196,6 +203,7 @@ class DecomposedSampling(_DiffusionSampler):
         self.iterations = iterations
         self.warm = warm
         self.precondition = precondition
+        self.exact_air = exact_air
         self.perturb = perturb
         self.exact_below = exact_below
         self.start = start
@@ -211,6 +219,8 @@ class DecomposedSampling(_DiffusionSampler):
         shares = {name: self._setting("calibration", self.calibration, measurement, name) for name in tempered}
         # where pixels are trusted differently, plain conjugate gradients need many more iterations
         curvature = mean_curvature(data.operator, data.likelihood, data.y) if self.precondition else None
+        attenuating = [c for name in data.available if isinstance(measurement.likelihood[name], TransmissionPoisson)
+                       for c in range(*space.channels(name).indices(space.num_channels))]  # fmt: skip
         physical, end = torch.empty(0), self.prior.schedule.sigma_range[0]
 
         def correct(estimate: Tensor, sigma: float) -> Tensor:
@@ -237,13 +247,13 @@ class DecomposedSampling(_DiffusionSampler):
                 tolerance=1e-5,
                 curvature=curvature,
             )
-            return scaling(physical)
+            return self._within(scaling(physical), variance, attenuating, last=sigma <= end)
 
         last = round(self.start * (self.prior.schedule.num_timesteps - 1))
         times = self.prior.schedule.kept_steps(self.steps)
         if self.start < 1:
             times = torch.unique(torch.linspace(0, last, self.steps, dtype=torch.float64).round().long())
-        reverse_diffusion(
+        clean = reverse_diffusion(
             self._denoiser(network),
             self.prior.schedule,
             noise,
@@ -255,7 +265,20 @@ class DecomposedSampling(_DiffusionSampler):
             start=None if self.initial is None else scaling(self.initial(measurement, network)),
             callback=None if callback is None else lambda k, x: callback(k, scaling.inverse(x)),
         )
-        return physical
+        return scaling.inverse(clean)
+
+    def _within(self, x: Tensor, variance: Tensor, channels: list[int], *, last: bool) -> Tensor:
+        """Return a corrected estimate whose attenuation lies in the range of the prior, in the end with exact air."""
+        table = clamp_table(self.prior.clamp)
+        if table is None or self.exact_air is None or not channels:
+            return x
+        low, high = table.to(x).expand(2, x.shape[1])[:, channels].reshape(2, 1, -1, *[1] * (x.ndim - 2))
+        part = torch.minimum(torch.maximum(x[:, channels], low), high)
+        if last:
+            part = torch.where(part < low + self.exact_air * variance[:, channels].sqrt(), low, part)
+        x = x.clone()
+        x[:, channels] = part
+        return x
 
     @staticmethod
     def _constant(measurement: Measurement, name: str) -> Tensor | float:

@@ -222,6 +222,28 @@ def test_a_table_of_errors_weighs_every_pixel_by_its_value():
     torch.testing.assert_close(result.as_tensor()[..., 3:], y[..., 3:], atol=1e-3, rtol=0)
 
 
+def test_air_is_exact_where_asked_and_attenuation_has_no_negative_values():
+    stack = ImageSpace([{"name": "ct", "unit": "1/cm", "scale": 0.2}], (12, 12), (4.0, 4.0))
+    beam = ParallelBeam((12, 12), (4.0, 4.0), views=40, bins=20)
+    truth = torch.zeros(1, 1, 12, 12)
+    truth[..., 3:9, 3:9] = 0.2
+    noisy = TransmissionPoisson(torch.tensor(2e4))
+    y = noisy.sample(beam(truth), torch.Generator().manual_seed(1))
+    scan = Measurement(Blocks({"ct": y}), BlockDiagonal(stack, {"ct": beam}), BlockLikelihood({"ct": noisy}))
+    prior = DiffusionPrior(stack, NoiseSchedule.cosine(), clamp=[[-1.0, 1.2]],
+                           parametrisation=Parametrisation("preconditioned", mean=[-0.5], std=[0.5]))  # fmt: skip
+    run = lambda **o: DecomposedSampling(prior, steps=12, error=lambda s: min(s**2, 0.25), iterations=20, **o)(  # noqa: E731
+        scan, Zero()
+    ).as_tensor()
+    free, cut, exact = run(), run(exact_air=0.0), run(exact_air=3.0, precondition=True)
+    assert float(free.min()) < -1e-4
+    assert float(cut.min()) > -1e-6
+    outside = exact[..., 0, :].abs()
+    assert (outside < 1e-6).float().mean() > (cut[..., 0, :].abs() < 1e-6).float().mean()
+    error = lambda x: float((x - truth).square().mean())  # noqa: E731
+    assert error(exact) < error(free)
+
+
 def test_limits_of_the_weight():
     image = torch.rand(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
     measurement = Measurement(
@@ -477,6 +499,7 @@ def test_warm_start_and_the_multistep_solver():
         ({"iterations": 0}, "iterations"),
         ({"calibration": 1.5}, "calibration"),
         ({"weight": "none"}, "weight"),
+        ({"exact_air": -1.0}, "exact_air"),
         ({"start": 0.5}, "initial"),
         ({"autocast": "int8"}, "autocast"),
     ],
