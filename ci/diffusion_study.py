@@ -64,6 +64,7 @@ COLUMNS = {
     "KID": ("kid", 3),
     "50 % coverage": ("coverage50", 2),
 }
+LEAST = 8  # slices under which a kernel distance is not computed
 SQUARE = 16  # pixels, of the means that calibration looks at
 Case = tuple[Measurement, Tensor]
 
@@ -81,7 +82,9 @@ class Study:
         self.network.requires_grad_(False)
         parsed = workflow.parser.get_parsed_content
         self.prior = parsed("prior")
+        mds = workflow.parser.get("samplers")["mds"]
         self.shared = {"error": parsed("error"), "tuning": parsed("tuning"), "autocast": "bfloat16"}
+        self.shared |= {key: mds[key] for key in ("iterations", "precondition", "exact_air") if key in mds}
 
     def solver(self, name: str, evaluations: int) -> DecomposedSampling:
         """Return a solver that takes a number of network evaluations."""
@@ -171,7 +174,8 @@ def curve(study: Study, task: tasks.Task, cases: Sequence[Case], solvers: Sequen
                       "draws": number, "seconds": seconds}  # fmt: skip
             for t in task.targets:
                 result[t] = average([row[t] for row in rows])
-                result[t]["kid"] = kid(features(firsts, t), truths[t], bootstrap=0).value
+                if len(cases) >= LEAST:
+                    result[t]["kid"] = kid(features(firsts, t), truths[t], bootstrap=0).value
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as draft:
                 draft.write_text(json.dumps(result, indent=1) + "\n")

@@ -150,7 +150,9 @@ class Misfit:
                 residual = self.factor[name] * (self.data[name] - self.operator[name](physical[:, channels]))
             else:
                 residual = 0.5 * (self.data[name] - x[:, channels])
-            total = total + residual.abs().square().flatten(1).sum(1)
+            # parts of complex residuals one by one: no square root in the value, no division in the gradient
+            parts = torch.view_as_real(residual) if residual.is_complex() else residual
+            total = total + parts.square().flatten(1).sum(1)
         return total
 
 
