@@ -77,6 +77,8 @@ class Capability:
             missing = sorted(set(targets) - set(measurement.available))
             if missing:
                 reasons.append(f"targets: expected measured modalities, got {missing} without a measurement")
+        elif self.modalities is not None and (beyond := sorted(set(targets) - self.modalities)):
+            reasons.append(f"targets: expected some of {sorted(self.modalities)}, got {beyond}")
         return reasons
 
 
@@ -158,7 +160,7 @@ class Reconstructor(Inferer):
             )
         result = result if training else result.detach()
         if self.space is not None:
-            result = result[:, own.space.channel_index(measurement.space.names)]
+            result = _channels_of(result, own.space, measurement.space)
         if not isinstance(inputs, Measurement):
             result = ImageSource.restore(result, measurement)
         return finish(result, measurement.space)
@@ -186,6 +188,14 @@ class PosteriorSampler(Reconstructor):
         """Return ``num_samples`` posterior samples ``(S, B, C, *shape)``."""
         generator = generator or torch.Generator().manual_seed(0)
         return torch.stack([self(inputs, network, generator=generator).as_tensor() for _ in range(num_samples)])
+
+
+def _channels_of(result: Tensor, own: ImageSpace, wanted: ImageSpace) -> Tensor:
+    """Return the channels of another stack; zeros where it has a (missing) modality that the method's own has not."""
+    shape = result.shape[2:]
+    parts = [result[:, own.channels(m.name)] if m.name in own else result.new_zeros(len(result), m.channels, *shape)
+             for m in wanted.modalities]  # fmt: skip
+    return torch.cat(parts, dim=1)
 
 
 def finish(result: Tensor, space: ImageSpace) -> MetaTensor:

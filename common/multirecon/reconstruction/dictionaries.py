@@ -91,6 +91,7 @@ class _DictionaryReconstruction(Reconstructor):
             likelihoods=frozenset({"gaussian", "poisson", "transmission_poisson"}),
             modalities=frozenset(space.names),
             ndim=frozenset({2}),
+            shape=space.shape,
         )
 
     def reconstruct(

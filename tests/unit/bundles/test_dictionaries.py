@@ -20,19 +20,28 @@ def filters(name, file="model"):
     return read_weights(BUNDLES / name / "models" / f"{file}.pt")["filters"]
 
 
-def test_the_shipped_operators_are_tight_frames():
-    bank = filters("mcaol_spectralct")
-    assert tuple(bank.shape) == (5, 49, 7, 7)
+@pytest.mark.parametrize(
+    ("name", "file", "channels"),
+    [("mcaol_spectralct", "model", 5), ("cdl_petct", "mcaol", 2), ("cdl_petmr", "mcaol", 2)],
+)
+def test_the_shipped_operators_are_learned_tight_frames(name, file, channels):
+    """Checklist 1, 3 and 8: as many filters as pixels, and none of the banks is the cosine transform."""
+    bank = filters(name, file)
+    assert tuple(bank.shape) == (channels, 49, 7, 7)
     assert frame_error(bank) < 1e-6
-    control = filters("mcaol_spectralct", "dct")
-    torch.testing.assert_close(control, dct_bank(7).float().expand(5, -1, -1, -1))
     # learned, not analytic: no filter set that is the cosine transform up to order and sign
-    overlap = 49 * (bank[0].flatten(1) @ control[0].flatten(1).T).abs().amax(1)
+    overlap = 49 * (bank[0].flatten(1) @ dct_bank(7)[0].float().flatten(1).T).abs().amax(1)
     assert float(overlap.mean()) < 0.95
 
 
-def test_the_shipped_atoms_lie_in_the_unit_ball():
-    bank = filters("cdl_petct")
+def test_the_control_is_the_cosine_transform():
+    control = filters("mcaol_spectralct", "dct")
+    torch.testing.assert_close(control, dct_bank(7).float().expand(5, -1, -1, -1))
+
+
+@pytest.mark.parametrize("name", ["cdl_petct", "cdl_petmr"])
+def test_the_shipped_atoms_lie_in_the_unit_ball(name):
+    bank = filters(name)
     assert tuple(bank.shape) == (1, 32, 8, 8)
     assert float(bank.flatten(2).norm(dim=2).max()) < 1 + 1e-6
 
@@ -41,6 +50,7 @@ def test_the_shipped_atoms_lie_in_the_unit_ball():
     ("name", "shape", "settings"),
     [
         ("cdl_petct", (1, 64, 8, 8), {"sparsity": 0.2, "coupling": 0.1}),
+        ("cdl_petmr", (1, 64, 8, 8), {"sparsity": 0.2, "coupling": 0.1}),
         ("mcaol_spectralct", (5, 49, 7, 7), {}),
     ],
 )
@@ -57,6 +67,23 @@ def test_published_configurations_instantiate(name, shape, settings):
         assert learner.precision.tolist() == [1000.0] * 5
         first = network.filters[:, 0]
         assert torch.equal(first, first[:, :1, :1].expand_as(first))  # a constant filter to begin with
+
+
+@pytest.mark.parametrize("name", ["cdl_petct", "cdl_petmr"])
+def test_the_analysis_form_learns_as_published_and_without_coupling_each_modality_is_alone(name):
+    """Checklist 2 and 8: the overlays differ in the coupling alone; a constant filter to begin with."""
+    configs = BUNDLES / name / "configs"
+    read = {p.stem: json.loads(p.read_text()) for p in configs.glob("*.json")}
+    parser = ConfigParser({**read["train"], **read["train_mcaol"]})
+    network, learner = parser.get_parsed_content("network_def"), parser.get_parsed_content("learner")
+    assert learner.precision.tolist() == [1000.0] * 2
+    first = network.filters[:, 0]
+    assert torch.equal(first, first[:, :1, :1].expand_as(first))
+    assert parser["weights"] == "mcaol"
+    reconstructors = [read[f"inference_{v}"].pop("inferer#reconstructor") for v in ("mcaol", "caol")]
+    assert [r.pop("joint") for r in reconstructors] == [True, False]
+    assert reconstructors[0] == reconstructors[1]
+    assert read["inference_mcaol"]["network_def"] == read["inference_caol"]["network_def"]
 
 
 @pytest.mark.parametrize(("views", "photons", "task"), [(63, 1e5, "dect_views63"), (126, 5e3, "dect_counts_5e3")])

@@ -77,6 +77,9 @@ def test_capability_of_targets():
     assert Tikhonov.capability.refusals(m, ["flair"]) == []
     assert "without a measurement" in Tikhonov.capability.refusals(m, ["t1"])[0]
     assert Capability(synthesises=True).refusals(m, ["t1"]) == []
+    narrow = Capability(synthesises=True, modalities=frozenset({"flair", "pet_fdg"}))
+    assert narrow.refusals(m) == []
+    assert narrow.refusals(m, ["t1"]) == ["targets: expected some of ['flair', 'pet_fdg'], got ['t1']"]
     assert "spatial axes" in Capability(ndim=frozenset({3})).refusals(m)[0]
     assert "modalities" in Capability(modalities=frozenset({"ct"})).refusals(m)[0]
 
@@ -131,6 +134,9 @@ def test_own_stack_is_embedded_and_cut_back():
     result = Spy(space=own)(measure({"flair": CartesianMR(4)}), None)
     assert seen["names"] == own.names
     assert [int(v) for v in result[0, :, 0, 0]] == [2, 3, 1]
+    # a missing modality that the own stack does not know either
+    narrow = Spy(space=ImageSpace(["pet_fdg", "flair"], (32, 32), (4.0, 4.0)))
+    assert [int(v) for v in narrow(measure({"flair": CartesianMR(4)}), None)[0, :, 0, 0]] == [1, 0, 0]
 
 
 def test_slicewise_batches_equal_one_run():
