@@ -4,6 +4,7 @@ With `--dataset_dir` (a folder of `multirecon dataset build`) points and pairs c
 """
 
 import argparse
+import resource
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 from multirecon.bundle import find, load, load_network
 from multirecon.bundle.loader import on_path
 from multirecon.data.cached_slices import CachedSlices
+from multirecon.reconstruction.plug_and_play import plug_and_play
+from multirecon.solvers.data_steps import EmissionStep
+from multirecon.solvers.em_engine import TorchEM
 
 
 def clean_images(folder: str, truth: torch.Tensor) -> list[torch.Tensor]:
@@ -34,13 +38,16 @@ def main() -> None:
     parser.add_argument("--ascended", type=int, default=8, help="pairs that ascent starts from")
     parser.add_argument("--iterations", type=int, default=500, help="ADMM iterations")
     parser.add_argument("--starts", type=int, default=200, help="ADMM iterations from each start, 0 for none")
+    parser.add_argument(
+        "--costs", action="store_true", help="only: one data step by Newton and EM; peak memory of runs"
+    )
     parser.add_argument("--level", type=float, help="instead of the bundle's setting")
-    parser.add_argument("--weights", help="only these: model, or the name of a control without a guide")
+    parser.add_argument("--variant", default="", help="of the bundle, one without a guide; with its own weights")
     parser.add_argument("--dataset_dir", default="")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bundle = find("pnp_admm_pet")
-    workflow = load(bundle, device="$torch.device('cpu')")
+    workflow = load(bundle, arguments.variant or None, device="$torch.device('cpu')")
     on_path(bundle)
     import pnp_admm_pet_verification as verify
     from pnp_admm_pet_training import PreparePairs
@@ -51,17 +58,35 @@ def main() -> None:
     settings = workflow.parser.get_parsed_content("tuning").of(measurement, "pet_fdg")
     level, gain = arguments.level or settings["level"], settings["gain"]
     scan = verify.prepare(measurement, level=level, gain=gain)
+    if arguments.costs:
+        network = load_network(workflow, bundle=bundle).eval()
+        data = measurement.operator["pet_fdg"], measurement.likelihood["pet_fdg"], measurement.y["pet_fdg"]
+        c, rho = (t.reshape(-1, 1, 1, 1) for t in (scan.scale, scan.rho))
+        with torch.no_grad():
+            anchor = 2 * c * network(scan.start / c) - scan.start
+        for title, step, bound in (("Newton", scan.step, 500), ("EM", EmissionStep(TorchEM(*data)), 500)):
+            begin = time.process_time()
+            _, count, kkt = step.proximal(anchor, rho / c**2, scan.start, iterations=bound, tolerance=1e-5)
+            seconds = time.process_time() - begin
+            print(f"first data step by {title}: {count} projections forth and back, {seconds:.2f} processor s, KKT "
+                  f"residual {float(kkt):.1e}")  # fmt: skip
+        for iterations in (20, 200):
+            begin = time.process_time()
+            plug_and_play(scan.step, network, scan.start, scale=scan.scale, rho=scan.rho, iterations=iterations)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            seconds = time.process_time() - begin
+            print(f"{iterations} iterations: {seconds:.1f} processor s, peak of the process {peak:.0f} MiB")
+        return
     images = clean_images(arguments.dataset_dir, truth)
     clean = torch.cat([gain * x / verify.mean_activity(x).reshape(-1, 1, 1, 1) for x in images])
     maker = PreparePairs(measurement.space)
     generator = torch.Generator().manual_seed(0)
     pairs = torch.cat([maker.pair(torch.cat([0 * x, x], 1), generator) for x in images])
     noisy = clean + pairs[:, 1:] - pairs[:, :1]
-    names = [arguments.weights] if arguments.weights else ["model", *bundle.controls]
-    for name in names:
-        if name == "guided":  # another network
-            continue
-        network = load_network(workflow, control=None if name == "model" else name, bundle=bundle).eval()
+    # the control is of the network of the bundle itself
+    for control in [None] if arguments.variant else [None, "unconstrained"]:
+        name = control or arguments.variant or "model"
+        network = load_network(workflow, control=control, bundle=bundle).eval()
         begin = time.process_time()
         result, ws, steps = verify.run(scan, network, iterations=arguments.iterations)
         seconds = time.process_time() - begin
@@ -69,8 +94,11 @@ def main() -> None:
               f"and back, {seconds:.1f} processor s")  # fmt: skip
         shown = ", ".join(f"{float(r):.1e}" for r in result.residuals[:: max(1, len(steps) // 6), 0])
         print(f"  |w+ - w| / |w|: {shown}; at the end {float(result.residuals[-1, 0]):.2e}")
-        print(f"  steps |w+ - w| that grew by more than 0.1 %: {verify.rising_steps(steps)}; slope in a log-log plot "
-              f"{verify.decay_exponent(steps):.2f}")  # fmt: skip
+        rounding = 1e-6 * float(torch.linalg.vector_norm(ws[-1][0]))
+        above = [s for s in steps if s > rounding]
+        print(f"  steps |w+ - w| that grew by more than 0.1 % to over 1e-6 |w|: "
+              f"{verify.rising_steps(steps, floor=rounding)}; {len(above)} steps over that, slope of their second half "
+              f"in a log-log plot {verify.decay_exponent(above):.2f}")  # fmt: skip
         print(f"  fixed-point error {float(result.error.max()):.2e}, KKT residual of the data steps: largest "
               f"{result.worst_kkt:.1e}, last {float(result.kkt.max()):.1e}")  # fmt: skip
         points = verify.points_of(clean, noisy, ws, arguments.points, side=arguments.side)
@@ -84,7 +112,7 @@ def main() -> None:
         radius = 0.1 * float(along[0].norm())
         worst = [verify.worst_pairs(network, along, steps=arguments.ascent, radius=r).max() for r in (radius, None)]
         print(f"  ascent in float64: {float(worst[0]):.4f} within 10 %, {float(worst[1]):.4f} without a bound")
-        if name == "model" and arguments.starts:
+        if control is None and arguments.starts:
             gap = verify.spread_of_starts(scan, network, truth, iterations=arguments.starts)
             print(f"  OSEM, ones, noise as starts, {arguments.starts} iterations: {gap[0]:.3f} dB, {gap[1]:.2%} apart")
         sys.stdout.flush()

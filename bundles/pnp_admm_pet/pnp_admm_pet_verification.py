@@ -67,7 +67,7 @@ def prepare(
 
 
 def run(
-    scan: Scan, network: nn.Module, *, iterations: int, start: Tensor | None = None, inner_iterations: int = 20
+    scan: Scan, network: nn.Module, *, iterations: int, start: Tensor | None = None, inner_iterations: int = 200
 ) -> tuple[PlugAndPlay, list[Tensor], list[float]]:
     """Run plug-and-play; return the outcome, the arguments of ``D``, and ``|w_k+1 - w_k|`` of the first sample."""
     arguments: list[Tensor] = []

@@ -58,6 +58,12 @@ def worst_pairs(network: nn.Module, points: Tensor, *, steps: int, radius: float
     return best
 
 
-def rising_steps(steps: Sequence[float], *, slack: float = 1e-3) -> int:
-    """Return how often ``|w_k+1 - w_k|`` grew by more than ``slack`` (the data step is solved to a tolerance)."""
-    return sum(b > a * (1 + slack) for a, b in pairwise(steps))
+def rising_steps(steps: Sequence[float], *, slack: float = 1e-3, floor: float = 0.0) -> int:
+    """Return how often ``|w_k+1 - w_k|`` grew by more than ``slack`` (the data step is solved to a tolerance).
+
+    Args:
+        steps: the norms.
+        slack: relative growth that is let pass.
+        floor: size at and below which steps are rounding, such as 1e-6 of ``|w|`` in single precision.
+    """
+    return sum(b > max(a * (1 + slack), floor) for a, b in pairwise(steps))

@@ -201,11 +201,12 @@ def test_pairs_and_ascent_in_double_precision():
 
 @pytest.mark.slow
 def test_residual_falls_and_the_fixed_point_equation_holds():
-    result, _, steps = trajectory()
+    result, ws, steps = trajectory()
     assert len(steps) == 500
-    assert check.rising_steps(steps) == 0
+    rounding = 1e-6 * float(torch.linalg.vector_norm(ws[-1][0]))
+    assert check.rising_steps(steps, floor=rounding) == 0
     assert float(result.residuals[-1]) < 1e-6
-    assert check.decay_exponent(steps) < -0.5
+    assert check.decay_exponent([s for s in steps if s > rounding]) < -0.5
     assert float(result.error) < 1e-3
     assert result.worst_kkt <= 1e-5
 
