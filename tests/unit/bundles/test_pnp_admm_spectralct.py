@@ -77,7 +77,7 @@ def scan():
 
 
 @cache
-def followed(control=None, iterations=20):
+def followed(control=None, iterations=20, inner_iterations=10):
     """A run of plug-and-play; the outcome and the arguments of the denoiser."""
     step, start, scale, rho = scan()
     arguments = []
@@ -87,7 +87,9 @@ def followed(control=None, iterations=20):
         with torch.no_grad():
             return shipped(control)(image)
 
-    run = plug_and_play(step, denoise, start, scale=scale, rho=rho, iterations=iterations, inner_iterations=10)
+    run = plug_and_play(
+        step, denoise, start, scale=scale, rho=rho, iterations=iterations, inner_iterations=inner_iterations
+    )
     return run, arguments
 
 
@@ -101,11 +103,11 @@ def test_shipped_denoiser_is_firmly_nonexpansive_where_it_is_used():
 
 
 def test_residual_of_the_shipped_weights_falls():
-    run, arguments = followed()
+    # theory wants exact data steps: the ten iterations that the bundle takes leave four steps that grow, forty none
+    run, arguments = followed(inner_iterations=40)
     steps = [float(torch.linalg.vector_norm(b - a)) for a, b in pairwise(arguments[:21])]
-    # ten iterations do not solve every early data step to the accuracy at which theory wants no rise at all
-    assert rising_steps(steps, slack=0.01) <= 1
-    assert float(run.residuals[-1]) < 0.2 * float(run.residuals[0])
+    assert rising_steps(steps) == 0
+    assert float(run.residuals[-1]) < 0.1 * float(run.residuals[0])
 
 
 def test_unconstrained_control_expands():
@@ -120,7 +122,7 @@ def test_unconstrained_control_expands():
 @pytest.mark.slow
 def test_full_convergence_check():
     """Residual of w to 1e-5 and the fixed-point equation, by long runs; the control violates the bound."""
-    run, arguments = followed(iterations=300)
+    run, arguments = followed(iterations=300, inner_iterations=40)
     steps = [float(torch.linalg.vector_norm(b - a)) for a, b in pairwise(arguments[:301])]
     assert rising_steps(steps, slack=0.01) <= 1
     assert float(run.residuals[-1]) < 1e-4
