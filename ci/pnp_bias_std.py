@@ -26,7 +26,6 @@ from multirecon.tasks import load as load_task
 
 SWEEPS = {
     "pnp_admm_pet": ("level", (0.3, 0.55, 1.0, 1.8)),
-    "pnp_admm_pet:gaussian": ("level", (0.3, 0.55, 1.0, 1.8)),
     "map_pet": ("weight", (0.3, 0.6, 1.0, 2.0)),
     "osem_pet": ("fwhm_mm", (0.6, 0.8, 1.0, 1.4)),
 }
