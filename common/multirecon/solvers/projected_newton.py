@@ -52,12 +52,13 @@ def projected_newton(
         anchor: ``v``, ``(B, *domain_shape)``, of any sign.
         rho: strength, broadcastable to the image, positive.
         x0: start, non-negative.
-        iterations: bound on the projections forth and back, those of conjugate gradients among them.
+        iterations: bound on the projections forth and back of a sample, those of conjugate gradients among them.
         tolerance: residual of every sample at which to stop.
         forcing: relative residual of the Newton equation.
 
     Returns:
-        The image, the number of projections forth and back, and the residual of its optimality conditions ``(B,)``.
+        The image, the largest number of projections forth and back, and the residual of the optimality conditions
+        ``(B,)``.
 
     References:
         bertsekas1982, dembo1982
@@ -73,23 +74,26 @@ def projected_newton(
     """
     strength = rho.expand_as(x0) if rho.ndim == x0.ndim else rho.reshape(-1, *[1] * (x0.ndim - 1)).expand_as(x0)
     state = _evaluate(data, x0.clamp_min(0), anchor, strength)
-    count, best, waited = 1, torch.full_like(state.level, torch.inf), 0
+    count, best = torch.ones_like(state.level), torch.full_like(state.level, torch.inf)
+    waited = torch.zeros_like(count)
     while True:
         moved = state.x - (state.x - state.gradient / strength).clamp_min(0)
         residual = divide(_norm(moved), _norm(state.x))
-        waited = 0 if bool((residual < 0.9 * best).any()) else waited + 1
+        waited = torch.where(residual < 0.9 * best, torch.zeros_like(waited), waited + 1)
         best = torch.minimum(best, residual)
-        if bool((residual <= tolerance).all()) or count >= iterations or waited >= _PATIENCE:
-            return state.x, count, residual
+        # each sample by its own account: what it costs to finish one does not shorten another
+        active = (residual > tolerance) & (count < iterations) & (waited < _PATIENCE)
+        if not bool(active.any()):
+            return state.x, int(count.max()), residual
         curvature = [t.likelihood.curvature(zm, t.y) for t, zm in zip(data.terms, state.z, strict=True)]
         # a band above zero, narrower as the residual falls, in which the bound is felt: without it steps get stuck
         band = _BAND * _wide(_norm(state.x) * residual.clamp_max(1.0) / state.x[0].numel() ** 0.5, state.x)
         free = ((state.x > band) | (state.gradient < 0)).to(state.x)
         direction, used = _newton_direction(
-            data, curvature, strength, state, free, forcing=forcing, iterations=iterations - count
+            data, curvature, strength, state, free, forcing=forcing, budget=torch.where(active, iterations - count, 0)
         )
-        count += used + 1
-        state = _step(data, state, direction, anchor, strength, active=residual > tolerance)
+        count = torch.where(active, count + used + 1, count)
+        state = _step(data, state, direction, anchor, strength, active=active)
 
 
 def _evaluate(data: DataTerm, x: Tensor, anchor: Tensor, strength: Tensor) -> _State:
@@ -113,28 +117,29 @@ def _newton_direction(
     free: Tensor,
     *,
     forcing: float,
-    iterations: int,
-) -> tuple[Tensor, int]:
-    """Return the direction, ``-x`` where not free, and the number of products with the Hessian."""
+    budget: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the direction, ``-x`` where not free, and the number of products with the Hessian, ``(B,)``."""
 
     def hessian(p: Tensor) -> Tensor:
         return data.adjoint([c * q for c, q in zip(curvature, data.predict(p), strict=True)]) + strength * p
 
-    direction, used = (free - 1) * state.x, 0
+    direction = (free - 1) * state.x
     residual = -free * state.gradient
-    if bool((direction != 0).any()):
-        residual, used = residual - free * hessian(direction), 1
+    used = (direction != 0).flatten(1).any(1).to(budget)
+    if bool(used.any()):
+        residual = residual - free * hessian(direction)
     p, size = residual, _inner(residual, residual)
     goal = forcing**2 * size
-    while used < max(1, iterations) and bool((size > goal).any()):
+    while bool((going := (size > goal) & (used < budget)).any()):
         image = free * hessian(p)
-        used += 1
-        length = torch.where(size > goal, divide(size, _inner(p, image)), torch.zeros_like(size))
+        used = used + going
+        length = torch.where(going, divide(size, _inner(p, image)), torch.zeros_like(size))
         direction = direction + _wide(length, p) * p
         residual = residual - _wide(length, p) * image
         new = _inner(residual, residual)
-        p = residual + _wide(divide(new, size), p) * p
-        size = torch.where(size > goal, new, size)
+        p = torch.where(_wide(going, p), residual + _wide(divide(new, size), p) * p, p)
+        size = torch.where(going, new, size)
     return direction, used
 
 

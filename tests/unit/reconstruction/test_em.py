@@ -15,7 +15,7 @@ from multirecon.measurement import Measurement
 from multirecon.networks.classical import GaussianSmoothing, RegularisationWeight
 from multirecon.operators import BlockDiagonal, Identity, PETProjector, PETProjector3D
 from multirecon.reconstruction import Tuning
-from multirecon.reconstruction.em import OSEM, PenalisedLikelihood
+from multirecon.reconstruction.em import OSEM, PenalisedLikelihood, guide_image
 from multirecon.solvers import mlem
 from multirecon.space import ImageSpace, Modality
 
@@ -196,8 +196,8 @@ def test_guide_is_the_first_that_is_named_and_clean_before_measured():
     y = Blocks(dict.fromkeys(operators, image))
     both = Measurement(y, BlockDiagonal(space, operators), BlockLikelihood({n: Gaussian(0.0) for n in operators}))
     others = {"ct": torch.zeros(1, 1, 8, 8), "t1": image}
-    assert penalised("bowsher")._guide(both, others).max() == 1
-    assert penalised("bowsher")._guide(both.restrict(["ct"]), others).max() == 0
+    assert guide_image(both, others, penalised("bowsher").guides).max() == 1
+    assert guide_image(both.restrict(["ct"]), others, penalised("bowsher").guides).max() == 0
 
 
 def test_refusals_name_the_block_and_what_is_wrong():
