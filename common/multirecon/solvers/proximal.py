@@ -34,9 +34,8 @@ def data_proximal(
     r"""Return ``argmin_x -log p(y | A x) + rho / 2 |x - v|^2``.
 
     The blocks of a stack separate: Gaussian ones are solved by conjugate gradients (in closed form where the operator
-        is the
-    identity), Poisson ones by De Pierro's EM over ``x >= 0``, other likelihoods by separable surrogates over ``x >=
-    0``. A modality without data returns its anchor, noiseless clean data return themselves.
+    is the identity), Poisson ones by De Pierro's EM over ``x >= 0``, other likelihoods by separable surrogates over
+    ``x >= 0``. A modality without data returns its anchor, noiseless clean data return themselves.
 
     Args:
         operator: ``A``, plain or block-diagonal.
