@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from torch import Tensor, nn
 
-from ..files import atomic_path
+from ..files import save_tensors
 
 __all__ = ["check_weights", "fresh_network", "read_weights", "reinitialise", "weights_hash", "write_weights"]
 
@@ -60,10 +60,8 @@ def check_weights(path: str | os.PathLike[str], network: nn.Module) -> None:
 
 
 def write_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> Path:
-    """Write a state dict as a checkpoint, whole or not at all, and return its path."""
-    with atomic_path(path) as draft:
-        torch.save({name: value.detach().cpu().clone() for name, value in state.items()}, draft)
-    return Path(path)
+    """Write a state dict as a checkpoint, compressed, whole or not at all, and return its path."""
+    return save_tensors(state, path)
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
