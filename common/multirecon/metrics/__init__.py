@@ -12,6 +12,7 @@ from .ensembles import (
     posterior_coverage,
     posterior_ranks,
     rank_deviation,
+    spread_correction,
 )
 from .evaluate import (
     HIGHER_IS_BETTER,
@@ -75,6 +76,7 @@ __all__ = [
     "reporting_range",
     "reslice_psnr",
     "rmse",
+    "spread_correction",
     "ssim",
     "ssim_map",
     "surroundings",

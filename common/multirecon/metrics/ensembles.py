@@ -18,6 +18,7 @@ __all__ = [
     "posterior_coverage",
     "posterior_ranks",
     "rank_deviation",
+    "spread_correction",
 ]
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -109,6 +110,41 @@ def posterior_coverage(
         edge = (1 - level) * (count + 1) / 2  # ranks outside the interval on each side
         found[level] = _mean((depth + 1 - edge).clamp(0, 1), mask)
     return found
+
+
+def spread_correction(cases: Sequence[tuple[Tensor, Tensor, Tensor | None]], *, level: float = 0.8) -> float:
+    r"""Return the factor by which samples, widened about their mean, cover the truth as often as the level says.
+
+    Found by bisection to 1 %, between 1/8 and 8, for the mean coverage over all cases. One number for all voxels:
+    places that were more honest than others stay so. Fit it on validation data, and check it on others.
+
+    Args:
+        cases: ``(samples (S, B, C, *spatial), truth (B, C, *spatial), mask or None)``, as of
+            :func:`posterior_coverage`.
+        level: nominal probability that is met.
+
+    Raises:
+        ValueError: without cases, on what :func:`posterior_coverage` refuses, or if no factor in that range does it.
+    """
+    if not cases:
+        raise ValueError("cases: expected at least one, got none")
+
+    def coverage(factor: float) -> float:
+        total = 0.0
+        for samples, truth, mask in cases:
+            mean = samples.mean(0)
+            found = posterior_coverage(mean + factor * (samples - mean), truth, levels=(level,), mask=mask)[level]
+            total += float(found.mean()) / len(cases)
+        return total
+
+    low, high = 1 / 8, 8.0
+    if not coverage(low) < level < coverage(high):
+        raise ValueError(f"cases: expected a coverage of {level} for a factor between {low} and {high}, got "
+                         f"{coverage(low):.3f} to {coverage(high):.3f}")  # fmt: skip
+    while high > 1.01 * low:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if coverage(middle) < level else (low, middle)
+    return math.sqrt(low * high)
 
 
 def crps(samples: Tensor, truth: Tensor, *, mask: Tensor | None = None) -> Tensor:

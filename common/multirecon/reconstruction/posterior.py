@@ -82,6 +82,10 @@ class _DiffusionSampler(PosteriorSampler):
     def _denoiser(self, network: nn.Module) -> Any:
         return self.prior.denoiser(network, autocast=self.autocast)
 
+    def spread(self, measurement: Measurement) -> dict[str, float]:
+        """Return the tuned ``spread`` of every measured modality, see :class:`PosteriorSampler`."""
+        return {name: self._setting("spread", 1.0, measurement, name) for name in measurement.available}
+
     def _setting(self, name: str, default: float, measurement: Measurement, block: str) -> float:
         if self.tuning is None or name not in self.tuning.parameters:
             return default

@@ -6,7 +6,7 @@ import torch
 from multirecon.blocks import Blocks
 from multirecon.likelihoods import BlockLikelihood, Gaussian, Poisson, TransmissionPoisson
 from multirecon.measurement import Measurement
-from multirecon.metrics import posterior_ranks, rank_deviation
+from multirecon.metrics import posterior_coverage, posterior_ranks, rank_deviation, spread_correction
 from multirecon.operators import BlockDiagonal, Identity, MaskedFourier, ParallelBeam
 from multirecon.priors import (
     DenoiserError,
@@ -18,7 +18,7 @@ from multirecon.priors import (
     SampleNoise,
     reverse_diffusion,
 )
-from multirecon.reconstruction import DecomposedSampling, PosteriorSampling, Tuning
+from multirecon.reconstruction import DecomposedSampling, PosteriorSampler, PosteriorSampling, Tuning
 from multirecon.reconstruction.misfit import Misfit
 from multirecon.space import ImageSpace
 
@@ -527,3 +527,71 @@ def test_a_warm_correction_needs_fewer_iterations_for_the_same_image():
     limit = run(False, 60)
     torch.testing.assert_close(run(True, 60), limit, rtol=1e-3, atol=1e-3)
     assert (run(True, 1) - limit).norm() < 0.7 * (run(False, 1) - limit).norm()
+
+
+class TooNarrow(PosteriorSampler):
+    """Samples of the right mean, a third of the right spread."""
+
+    def __init__(self, mean, factor=1.0):
+        super().__init__()
+        self.mean, self.factor = mean, factor
+
+    def reconstruct(self, measurement, network, *, generator, callback):
+        return self.mean + torch.randn(self.mean.shape, generator=generator) / 3
+
+    def spread(self, measurement):
+        return {"t1": self.factor}
+
+
+def test_a_spread_found_on_other_data_makes_intervals_honest():
+    def case(seed):
+        generator = torch.Generator().manual_seed(seed)
+        mean = 9 + torch.rand(1, 1, 32, 32, generator=generator)
+        truth = mean + torch.randn(mean.shape, generator=generator)
+        own = ImageSpace(["t1"], (32, 32), (1.0, 1.0))
+        data = Measurement(Blocks({"t1": truth}), BlockDiagonal(own, {"t1": Identity((1, 32, 32))}),
+                           BlockLikelihood({"t1": Gaussian(1.0)}))  # fmt: skip
+        return data, mean, truth
+
+    data, mean, truth = case(1)
+    drawn = TooNarrow(mean).draw(data, None, 39)
+    assert float(posterior_coverage(drawn, truth)[0.8]) < 0.4
+    factor = spread_correction([(drawn, truth, None)])
+    assert factor == pytest.approx(3.0, rel=0.1)
+    data, mean, truth = case(2)
+    honest = posterior_coverage(TooNarrow(mean, factor).draw(data, None, 39), truth)
+    assert {level: float(v) for level, v in honest.items()} == pytest.approx({0.5: 0.5, 0.8: 0.8, 0.95: 0.95}, abs=0.05)
+
+
+def test_widened_samples_keep_their_mean_and_the_bound_of_zero():
+    data = Measurement(Blocks({"t1": torch.zeros(1, 1, 4, 4)}),
+                       BlockDiagonal(ImageSpace(["t1"], (4, 4), (1.0, 1.0)), {"t1": Identity((1, 4, 4))}),
+                       BlockLikelihood({"t1": Gaussian(1.0)}))  # fmt: skip
+    high, low = torch.full((1, 1, 4, 4), 50.0), torch.full((1, 1, 4, 4), 1.2)
+    plain, wide = (TooNarrow(high, f).draw(data, None, 8) for f in (1.0, 4.0))
+    assert torch.allclose(wide.mean(0), plain.mean(0), atol=1e-4)
+    assert torch.allclose(wide.std(0), 4 * plain.std(0), rtol=1e-3)
+    assert float(TooNarrow(low, 1.0).draw(data, None, 8).min()) > 0
+    assert float(TooNarrow(low, 8.0).draw(data, None, 8).min()) == 0
+
+
+def test_the_tuned_spread_is_that_of_the_kind_of_data(tmp_path):
+    path = tmp_path / "tuning.json"
+    path.write_text('{"format": 1, "settings": {"identity/gaussian": {"spread": 2.5}}}')
+    prior = gaussian_prior()
+    data = Measurement(Blocks({"t1": torch.ones(1, 1, 6, 6)}),
+                       BlockDiagonal(space("t1"), {"t1": Identity((1, 6, 6))}),
+                       BlockLikelihood({"t1": Gaussian(1.0)}))  # fmt: skip
+    tuned = DecomposedSampling(prior, tuning=Tuning({"spread": 1.0}, path=path))
+    assert tuned.spread(data) == {"t1": 2.5}
+    assert DecomposedSampling(prior).spread(data) == {"t1": 1.0}
+
+
+def test_a_spread_that_no_factor_mends_is_refused():
+    samples = torch.ones(39, 1, 1, 4, 4) + 1e-6 * torch.randn(
+        39, 1, 1, 4, 4, generator=torch.Generator().manual_seed(0)
+    )
+    with pytest.raises(ValueError, match=r"for a factor between 0\.125 and 8\.0, got 0\.000 to 0\.000"):
+        spread_correction([(samples, torch.zeros(1, 1, 4, 4), None)])
+    with pytest.raises(ValueError, match="at least one, got none"):
+        spread_correction([])
