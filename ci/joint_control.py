@@ -3,9 +3,11 @@
 * pairs: PET reconstructed beside the data of its own CT or MR, beside those of another subject, and by the control with
   one autoencoder a modality;
 * synthesis: each modality from the data of the other alone, against the mean image of the samples;
-* lesions: a spot that PET alone has and one that the other modality alone has. The difference between the
-  reconstructions with and without them, relative to the true difference, is what is recovered; in the other modality
-  it is what is copied (there in units of its scale, relative to the spot in its own modality's scale).
+* lesions: a spot that PET alone has and, in another run, one that the other modality alone has. The difference between
+  the reconstructions with and without it, relative to the true difference, is what is recovered; in the other modality
+  it is what is copied (there in units of its scale, relative to the spot in its own modality's scale). The counts of
+  the PET spot are added to those that are there, and beside a spot of the other modality the PET data stay as they are:
+  the two reconstructions share their noise. The control and a method of PET alone say what the data allow.
 
 Means over samples spread over the task's set, with 95 % bootstrap intervals over anatomies, and both extremes.
 """
@@ -70,6 +72,14 @@ def with_spots(item: dict[str, Any], names: Sequence[str], spots: dict[str, tupl
     return changed
 
 
+def with_activity(measurement: Measurement, rise: Tensor, generator: torch.Generator) -> Measurement:
+    """Return the measurement with the Poisson counts of more activity ``(1, 1, H, W)`` added to its own."""
+    name = "pet_fdg"
+    counts = torch.poisson(measurement.operator[name](rise).clamp_min(0), generator=generator)
+    data = {n: measurement.y[n] + counts if n == name else measurement.y[n] for n in measurement.available}
+    return Measurement(Blocks(data), measurement.operator, measurement.likelihood, measurement.metadata)
+
+
 def places(item: dict[str, Any], spacing_mm: float) -> tuple[Tensor, Tensor]:
     """Return masks on the fine grid of two spots inside the brain, on either side of its centre."""
     brain = item["brain"][0] > 0.5
@@ -97,6 +107,7 @@ def main() -> None:
     parser.add_argument("--task", default="petct_lowdose")
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--control", default="separate", help="variant to compare with; '' for none")
+    parser.add_argument("--reference", default="map_pet", help="method of PET alone for the spots; '' for none")
     parser.add_argument("--parts", default="pairs,synthesis,lesions")
     parser.add_argument("--validation", action="store_true", help="validation anatomies in place of the test set")
     arguments = parser.parse_args()
@@ -119,7 +130,7 @@ def main() -> None:
         f"{arguments.bundle} on {task.name} ({which}), {len(items)} samples of {len(set(anatomies))} anatomies\n"
         "| | mean and 95 % interval | min | max |\n|---|---|---|---|"
     )
-    plain = [joint(m) for m, _ in measured] if {"pairs", "lesions"} & set(parts) else []
+    plain = [joint(m) for m, _ in measured] if "pairs" in parts else []
     if "pairs" in parts:
         own = [psnr(x, truth, "pet_fdg") for x, (_, truth) in zip(plain, measured, strict=True)]
         show(f"PET beside its own {other}, dB", own, anatomies)
@@ -155,28 +166,75 @@ def main() -> None:
                 anatomies,
             )
     if "lesions" in parts:
-        kept: dict[str, list[float]] = {k: [] for k in ("pet", "other", "pet copied", "other copied")}
-        for x, item, (_, truth) in zip(plain, items, measured, strict=True):
-            left, right = places(item, task.space.spacing_mm[0])
-            spots = {"pet_fdg": (left, PET_SPOT), other: (right, OTHER_SPOT[other])}
-            changed, new_truth = task.measure(with_spots(item, task.config["dataset"]["modalities"], spots))
-            difference, wanted = joint(changed) - x, new_truth - truth
-            scale = {n: task.space[n].scale for n in task.space.names}
-            masks = {"pet_fdg": wanted[:, task.space.channels("pet_fdg")] > 0.9 * PET_SPOT,
-                     other: wanted[:, task.space.channels(other)] > 0.9 * OTHER_SPOT[other]}  # fmt: skip
+        runs = {"joint": joint, **({arguments.control: control} if control is not None else {})}
+        found = {label: spots(run, items, measured, task, other) for label, run in runs.items()}
+        for label, rows in found.items():
+            for row, values in rows.items():
+                show(f"{label}: {row}", values, anatomies)
+        if arguments.reference:
+            alone = method(arguments.reference)
+            values = pet_spots(lambda m: alone(m.restrict(["pet_fdg"])), items, measured, task)
+            show(f"{arguments.reference}: PET-only spot, recovered in PET", [v["pet_fdg"] for v in values], anatomies)
 
-            def rise(image: Tensor, channel: str, place: str, masks: dict[str, Tensor] = masks) -> float:
-                return float(image[:, task.space.channels(channel)][masks[place]].mean())
 
-            size = {"pet_fdg": PET_SPOT / scale["pet_fdg"], other: OTHER_SPOT[other] / scale[other]}
-            kept["pet"].append(rise(difference, "pet_fdg", "pet_fdg") / PET_SPOT)
-            kept["other"].append(rise(difference, other, other) / OTHER_SPOT[other])
-            kept["pet copied"].append(rise(difference, other, "pet_fdg") / scale[other] / size["pet_fdg"])
-            kept["other copied"].append(rise(difference, "pet_fdg", other) / scale["pet_fdg"] / size[other])
-        show("PET-only spot: recovered in PET", kept["pet"], anatomies)
-        show(f"PET-only spot: copied into {other}", kept["pet copied"], anatomies)
-        show(f"{other}-only spot: recovered in {other}", kept["other"], anatomies)
-        show(f"{other}-only spot: copied into PET", kept["other copied"], anatomies)
+Pair = tuple[Measurement, Tensor]
+
+
+def pet_spots(
+    run: Method, items: Sequence[dict[str, Any]], measured: Sequence[Pair], task: Any
+) -> list[dict[str, float]]:
+    """Return how much every modality rises where a spot is added to PET, relative to the rise of PET in its scale."""
+    return [
+        rises(
+            run(m),
+            run(with_activity(m, PET_SPOT * place, torch.Generator().manual_seed(k))),
+            place,
+            PET_SPOT,
+            "pet_fdg",
+            task,
+        )
+        for k, (item, (m, _)) in enumerate(zip(items, measured, strict=True))
+        for place in [pixels(places(item, task.space.spacing_mm[0])[0])]
+    ]
+
+
+def guide_spots(
+    run: Method, items: Sequence[dict[str, Any]], measured: Sequence[Pair], task: Any, other: str
+) -> list[dict[str, float]]:
+    """Return the same for a spot that the other modality alone has; the PET data stay as they are."""
+    values = []
+    for item, (m, _) in zip(items, measured, strict=True):
+        fine = places(item, task.space.spacing_mm[0])[1]
+        changed, _ = task.measure(
+            with_spots(item, task.config["dataset"]["modalities"], {other: (fine, OTHER_SPOT[other])})
+        )
+        values.append(rises(run(m), run(swapped(m, changed, other)), pixels(fine), OTHER_SPOT[other], other, task))
+    return values
+
+
+def rises(plain: Tensor, changed: Tensor, place: Tensor, size: float, source: str, task: Any) -> dict[str, float]:
+    """Return the mean rise of every modality in the spot, in its scale, relative to that of ``source`` in its own."""
+    inside, scale = place > 0.9, {n: task.space[n].scale for n in task.space.names}
+    difference = {n: (changed - plain)[:, task.space.channels(n)] for n in task.space.names}
+    return {n: float(d[inside].mean()) / scale[n] / (size / scale[source]) for n, d in difference.items()}
+
+
+def pixels(fine: Tensor) -> Tensor:
+    """Return a mask of the fine grid on the method's grid, ``(1, 1, H, W)``."""
+    return torch.nn.functional.avg_pool2d(fine[None, None], 2)
+
+
+def spots(
+    run: Method, items: Sequence[dict[str, Any]], measured: Sequence[Pair], task: Any, other: str
+) -> dict[str, list[float]]:
+    """Return what is recovered and copied of spots of one modality, a list over samples each."""
+    pet, guide = pet_spots(run, items, measured, task), guide_spots(run, items, measured, task, other)
+    return {
+        "PET-only spot, recovered in PET": [v["pet_fdg"] for v in pet],
+        f"PET-only spot, copied into {other}": [v[other] for v in pet],
+        f"{other}-only spot, recovered in {other}": [v[other] for v in guide],
+        f"{other}-only spot, copied into PET": [v["pet_fdg"] for v in guide],
+    }
 
 
 if __name__ == "__main__":

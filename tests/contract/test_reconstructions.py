@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from contract.promises import (
+    LEAST_LOSS,
     applicability_faults,
     in_file_units,
     is_stochastic,
-    loss_without_weights,
+    least_loss,
+    losses_without_weights,
     quick,
     reconstruct,
     source_of,
@@ -218,5 +220,7 @@ def test_images_come_back_on_their_own_grid(bundle, workflow, scan):
 
 @pytest.mark.slow
 def test_trained_weights_matter(trained):
-    """A method that ignores its network is a fake: drawn anew, it must lose 2 dB."""
-    assert loss_without_weights(trained) >= 2.0
+    """A method that ignores its network is a fake: drawn anew, it must lose 2 dB (dictionaries: see `least_loss`)."""
+    losses, least = losses_without_weights(trained), least_loss(trained)
+    assert sum(losses) / len(losses) >= least, losses
+    assert least >= LEAST_LOSS or min(losses) > 0, losses

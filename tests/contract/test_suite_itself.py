@@ -9,8 +9,11 @@ import zlib
 import pytest
 import torch
 from contract.promises import (
+    LEAST_LOSS,
+    LEAST_LOSS_OF_SPARSE_CODES,
     applicability_faults,
     is_stochastic,
+    least_loss,
     loss_without_weights,
     quick,
     simulate,
@@ -170,6 +173,12 @@ def test_method_that_ignores_its_network_loses_nothing(tiny):
     assert abs(loss_without_weights(tiny)) > 2.0  # random weights: it does depend on them
     rewrite(tiny, "return network(measurement.back_projection())", "return measurement.back_projection()")
     assert loss_without_weights(tiny) == 0.0
+
+
+def test_only_synthesis_dictionaries_are_held_to_less(tiny, monkeypatch):
+    assert least_loss(tiny) == LEAST_LOSS == 2.0
+    monkeypatch.setattr("contract.promises.SynthesisDictionary", torch.nn.Module)
+    assert least_loss(tiny) == LEAST_LOSS_OF_SPARSE_CODES >= 0.8
 
 
 def test_bundle_whose_preparation_leaks_is_caught(tiny):

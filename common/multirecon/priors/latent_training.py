@@ -15,6 +15,7 @@ from ..space import ImageSpace
 from .patches import random_patches
 from .scaling import IntensityScaling
 from .training import keyed_generator
+from .unshared import UnsharedChanges
 
 __all__ = ["BetaVAELoss", "EvidenceInferer", "PreparePatches"]
 
@@ -33,6 +34,7 @@ class PreparePatches(PrepareBatch):
         latent: size of the latent.
         draws: latents drawn a patch; 0 for validation, which needs none.
         augmentation: ``augmentation(image, brain, generator=...)``, or None.
+        unshared: changes of one modality alone, made in the patches, or None.
         seed: seed of the random numbers.
         rank: number of this process.
     """
@@ -47,6 +49,7 @@ class PreparePatches(PrepareBatch):
         latent: int = 32,
         draws: int = 1,
         augmentation: Callable[..., Tensor] | None = None,
+        unshared: UnsharedChanges | None = None,
         seed: int = 0,
         rank: int = 0,
     ) -> None:
@@ -55,7 +58,7 @@ class PreparePatches(PrepareBatch):
                              f"got {patch}, {count}, {latent}, {draws}")  # fmt: skip
         self.scaling, self.stored = scaling, IntensityScaling(space)
         self.patch, self.count, self.latent, self.draws = patch, count, latent, draws
-        self.augmentation = augmentation
+        self.augmentation, self.unshared = augmentation, unshared
         self.seed, self.rank = seed, rank
         self.step = 0
 
@@ -82,6 +85,8 @@ class PreparePatches(PrepareBatch):
         x = self.scaling(self.stored.inverse(2 * image - 1))
         places = keyed_generator("patches", self.seed, self.step, self.rank)
         patches = random_patches(x, patch=self.patch, count=self.count, generator=places)
+        if self.unshared is not None:
+            patches = self.unshared(patches, keyed_generator("unshared", self.seed, self.step, self.rank))
         patches = patches.to(device=device, non_blocking=non_blocking)
         if not self.draws:
             return patches, patches, (), {}

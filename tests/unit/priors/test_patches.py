@@ -7,6 +7,8 @@ from multirecon.priors import IntensityScaling
 from multirecon.priors.latent_training import BetaVAELoss, EvidenceInferer, PreparePatches
 from multirecon.priors.pair_training import PreparePatchPairs
 from multirecon.priors.patches import PatchGrid, patches_around, random_patches
+from multirecon.priors.training import keyed_generator
+from multirecon.priors.unshared import UnsharedChanges
 from multirecon.space import ImageSpace, Modality
 
 SPACE = ImageSpace([Modality("ct", unit="1/cm", scale=0.2), "pet_fdg"], (24, 20), (8.0, 8.0))
@@ -95,6 +97,20 @@ def test_training_batches_follow_from_seed_and_step():
         assert torch.equal(one, other)
     assert not torch.equal(prepare(5)[0], prepare(6)[0])
     assert not torch.equal(prepare(5)[1], prepare(5, seed=1)[1])
+
+
+def test_changes_of_one_modality_follow_from_seed_and_step():
+    change = UnsharedChanges([0.2, 0.8], probability=1.0)
+
+    def prepare(step, unshared):
+        made = PreparePatches(SPACE, scaling=IntensityScaling(SPACE, knots=KNOTS), patch=8, count=4, draws=0,
+                              unshared=unshared)  # fmt: skip
+        made.step = step
+        return made(batch())[0]
+
+    plain = prepare(5, None)
+    assert torch.equal(prepare(5, change), change(plain, keyed_generator("unshared", 0, 5, 0)))
+    assert not torch.equal(prepare(6, change) - prepare(6, None), prepare(5, change) - plain)
 
 
 def test_patches_are_in_the_affine_range_of_the_network():
