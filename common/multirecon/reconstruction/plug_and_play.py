@@ -33,6 +33,9 @@ SUPPORT = 0.01
 SETTLED = 10
 """Iterations after which the tolerance of the data step begins to fall."""
 
+ROUNDING = 4
+"""Of the unit of rounding: the tolerance below which no data step can be solved."""
+
 Denoiser = Callable[[Tensor], Tensor]
 
 
@@ -77,9 +80,9 @@ def plug_and_play(
 
     In terms of ``w = x + u`` this is ``w <- w + prox(2 v - w) - v``: for a firmly nonexpansive ``D`` and a convex ``f``
     an averaged map, so that ``|w_k+1 - w_k|`` never grows (of ``w / c``, where channels differ in scale). The data step
-    is warm-started at the last ``x``, and its tolerance falls like ``1 / k^1.1`` after the tenth iteration, for errors
-    may not add up without end; the scale ``c`` is fixed, for a rescaling from iteration to iteration is another
-    operator than ``D``.
+    is warm-started at the last ``x``, and its tolerance falls like ``1 / k^1.1`` after the tenth iteration, down to
+    rounding, for errors may not add up without end; the scale ``c`` is fixed, for a rescaling from iteration to
+    iteration is another operator than ``D``.
 
     Args:
         engine: the data step, or one EM iteration of the data, of this library or an external program, around which De
@@ -108,7 +111,7 @@ def plug_and_play(
     w, x = start, start.clamp_min(torch.finfo(start.dtype).tiny)
     v = c * denoiser(w / c)
     for iteration in range(1, iterations + 1):
-        goal = inner_tolerance / max(1.0, iteration / SETTLED) ** 1.1
+        goal = max(inner_tolerance / max(1.0, iteration / SETTLED) ** 1.1, ROUNDING * torch.finfo(w.dtype).eps)
         x, count, kkt = step.proximal(2 * v - w, strength, x, iterations=inner_iterations, tolerance=goal)
         change = x - v
         w = w + change

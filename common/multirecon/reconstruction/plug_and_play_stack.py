@@ -15,7 +15,8 @@ from ..measurement import Measurement
 from ..operators import BlockDiagonal
 from ..solvers import bounded_quasi_newton
 from ..solvers.analysis_admm import mean_curvature
-from ..solvers.data_steps import StackStep
+from ..solvers.data_steps import NewtonStep
+from ..solvers.terms import DataTerm
 from ..space import ImageSpace
 from .base import Callback, Capability, ImageSource, Reconstructor
 from .plug_and_play import PlugAndPlay, append_history, plug_and_play
@@ -30,7 +31,8 @@ class StackPlugAndPlayADMM(Reconstructor):
     The bundle's network is ``D``, for stacks divided by the fixed scales ``c`` of the channels. ``rho`` is one number a
     scan, chosen so that ``grad f(x) / rho`` at the truth has the root mean square ``level`` (a setting) in units of the
     scales: a lower level trusts the denoiser more. One number, for ``D`` is firmly nonexpansive in the plain norm of
-    the stack, not in one that weighs its channels. The data step is projected quasi-Newton on the likelihood itself.
+    the stack, not in one that weighs its channels. The data step is solved to a tolerance by projected Newton steps on
+    the likelihood itself.
 
     Channels without data follow the denoiser (``f = 0``); where a result is asked for they are not handed out. Clean
     images stay as they are and take part. After a call ``runs`` holds the outcome, one for each sample.
@@ -40,8 +42,9 @@ class StackPlugAndPlayADMM(Reconstructor):
         scales: ``c`` of every channel, in the unit of the channel.
         tuning: the setting ``level``, by kind of block; of several blocks the mean counts.
         iterations: bound on the ADMM iterations.
-        inner_iterations: bound on the iterations of a data step.
-        inner_tolerance: residual of the optimality conditions at which a data step ends.
+        inner_iterations: bound on the projections forth and back of a data step.
+        inner_tolerance: residual of the optimality conditions at which a data step ends; it falls from iteration to
+            iteration, see :func:`~multirecon.reconstruction.plug_and_play.plug_and_play`.
         tolerance: relative residual of ``w`` at which the run ends, 0 for never.
         start_iterations: iterations of the likelihood alone, from which the run starts.
         history: CSV file to which residuals, data steps and fixed-point errors are appended, or None.
@@ -61,8 +64,8 @@ class StackPlugAndPlayADMM(Reconstructor):
         scales: Sequence[float],
         tuning: Tuning,
         iterations: int = 100,
-        inner_iterations: int = 10,
-        inner_tolerance: float = 1e-4,
+        inner_iterations: int = 200,
+        inner_tolerance: float = 1e-5,
         tolerance: float = 1e-4,
         start_iterations: int = 20,
         history: str | os.PathLike[str] | None = None,
@@ -130,7 +133,7 @@ class StackPlugAndPlayADMM(Reconstructor):
         return torch.where(seen, run.x, 0)
 
     @torch.no_grad()
-    def prepare(self, measurement: Measurement) -> tuple[StackStep, Tensor, Tensor]:
+    def prepare(self, measurement: Measurement) -> tuple[NewtonStep, Tensor, Tensor]:
         """Return the data step of one sample, the image ``(1, C, H, W)`` that the run starts from, and ``rho``."""
         space, given = measurement.space, measurement.given
         names = [n for n in measurement.available if n not in given]
@@ -156,12 +159,12 @@ class StackPlugAndPlayADMM(Reconstructor):
         c = self.scales.to(start).reshape(1, -1, 1, 1)
         mean = (start / c)[:, seen].mean(1, keepdim=True)
         start = torch.where(seen.reshape(1, -1, 1, 1), start, c * mean).clamp_min(0)
-        step = StackStep(
+        data = DataTerm(
             BlockDiagonal(space, {n: b[0] for n, b in blocks.items()}),
             BlockLikelihood({n: b[1] for n, b in blocks.items()}),
             Blocks({n: b[2] for n, b in blocks.items()}),
-            given=(start, known) if given else None,
         )
+        step = NewtonStep(data, given=(start, known) if given else None)
         levels = [self.tuning.of(measurement, n)["level"] for n in names]
         variance = (self.scales.to(start) ** 2 * noise)[noise > 0].mean()
         return step, start, (variance.sqrt() * len(levels) / sum(levels)).reshape(1)

@@ -7,16 +7,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from multirecon.likelihoods import BlockLikelihood
-from multirecon.operators import BlockDiagonal
-
-from ..blocks import Blocks
-from .em_engine import EMEngine, anchored_em, divide, poisson_gradient
+from .em_engine import EMEngine, anchored_em, poisson_gradient
 from .projected_newton import projected_newton
-from .quasi_newton import bounded_quasi_newton
 from .terms import DataTerm
 
-__all__ = ["DataStep", "EmissionStep", "NewtonStep", "StackStep"]
+__all__ = ["DataStep", "EmissionStep", "NewtonStep"]
 
 
 @runtime_checkable
@@ -43,18 +38,28 @@ class DataStep(Protocol):
 class NewtonStep:
     """Projected Newton steps on the likelihood itself: see :func:`~multirecon.solvers.projected_newton`.
 
+    Channels without data have ``f = 0``, so that their anchor comes back, cut at zero; channels that are given hold
+    the only image that they may: both are proximal maps of convex functions.
+
     Args:
-        data: operator, convex likelihood and data.
+        data: operator, convex likelihood and data, of one image or of a stack.
+        given: images of channels that are known without noise ``(B, C, *shape)``, and their mask ``(C,)``.
     """
 
-    def __init__(self, data: DataTerm) -> None:
-        self.data = data
+    def __init__(self, data: DataTerm, *, given: tuple[Tensor, Tensor] | None = None) -> None:
+        self.data, self.given = data, given
 
     def proximal(
         self, anchor: Tensor, rho: Tensor, x0: Tensor, *, iterations: int, tolerance: float
     ) -> tuple[Tensor, int, Tensor]:
         """See :class:`DataStep`; an iteration is a projection forth and back."""
-        return projected_newton(self.data, anchor=anchor, rho=rho, x0=x0, iterations=iterations, tolerance=tolerance)
+        x, count, residual = projected_newton(
+            self.data, anchor=anchor, rho=rho, x0=x0, iterations=iterations, tolerance=tolerance
+        )
+        if self.given is not None:
+            image, known = self.given
+            x = torch.where(known.reshape(1, -1, *[1] * (x.ndim - 2)), image, x)
+        return x, count, residual
 
     def gradient(self, x: Tensor) -> Tensor:
         """See :class:`DataStep`."""
@@ -80,53 +85,3 @@ class EmissionStep:
     def gradient(self, x: Tensor) -> Tensor:
         """See :class:`DataStep`."""
         return poisson_gradient(self.engine, x)
-
-
-class StackStep:
-    r"""Projected quasi-Newton steps on the exact likelihood of every block of a stack.
-
-    Channels without data have ``f = 0``, so that their anchor comes back, cut at zero; channels that are given hold
-    the only image that they may: both are proximal maps of convex functions.
-
-    Args:
-        operator: block-diagonal ``A``.
-        likelihood: likelihoods with gradient and curvature.
-        y: data.
-        given: images of channels that are known without noise ``(B, C, *shape)``, and their mask ``(C,)``.
-        burst: iterations between two looks at the residual.
-    """
-
-    def __init__(
-        self,
-        operator: BlockDiagonal,
-        likelihood: BlockLikelihood,
-        y: Blocks,
-        *,
-        given: tuple[Tensor, Tensor] | None = None,
-        burst: int = 5,
-    ) -> None:
-        self.operator, self.likelihood, self.y, self.given, self.burst = operator, likelihood, y, given, burst
-        self.data = DataTerm(operator, likelihood, y)
-
-    def proximal(
-        self, anchor: Tensor, rho: Tensor, x0: Tensor, *, iterations: int, tolerance: float
-    ) -> tuple[Tensor, int, Tensor]:
-        """See :class:`DataStep`."""
-        x, count = x0, 0
-        while True:
-            x = bounded_quasi_newton(self.operator, self.likelihood, self.y, anchor=anchor, rho=rho, x0=x,
-                                     iterations=min(self.burst, iterations - count))  # fmt: skip
-            count = min(count + self.burst, iterations)
-            step = (self.gradient(x) + rho * (x - anchor)) / rho
-            moved = torch.linalg.vector_norm((x - (x - step).clamp_min(0)).flatten(1), dim=1)
-            residual = divide(moved, torch.linalg.vector_norm(x.flatten(1), dim=1))
-            if count >= iterations or bool((residual <= tolerance).all()):
-                break
-        if self.given is not None:
-            image, known = self.given
-            x = torch.where(known.reshape(1, -1, *[1] * (x.ndim - 2)), image, x)
-        return x, count, residual
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """See :class:`DataStep`."""
-        return self.data.adjoint(self.data.slopes(self.data.predict(x)))

@@ -11,8 +11,9 @@ from multirecon.measurement import Measurement
 from multirecon.operators import BlockDiagonal, Identity, ParallelBeam
 from multirecon.reconstruction import StackPlugAndPlayADMM, Tuning
 from multirecon.reconstruction.plug_and_play import plug_and_play
-from multirecon.solvers.data_steps import DataStep, StackStep
+from multirecon.solvers.data_steps import DataStep, NewtonStep
 from multirecon.solvers.em_engine import TorchEM
+from multirecon.solvers.terms import DataTerm
 from multirecon.space import ImageSpace
 
 SHAPE = (8, 8)
@@ -49,19 +50,19 @@ def scan(names=("low", "high"), dtype=torch.float32, photons=300.0, batch=1):
 
 
 def method(**options):
-    settings = {"iterations": 40, "inner_iterations": 30, "tolerance": 0.0, "inner_tolerance": 1e-6, **options}
+    settings = {"iterations": 40, "inner_iterations": 200, "tolerance": 0.0, "inner_tolerance": 1e-6, **options}
     return StackPlugAndPlayADMM(space=SPACE, scales=SCALES, tuning=Tuning({"level": 0.1}), **settings)
 
 
 def test_a_data_step_is_the_minimiser_over_non_negative_images():
     truth, measurement = scan()
-    step = StackStep(measurement.operator, measurement.likelihood, measurement.y)
+    step = NewtonStep(DataTerm(measurement.operator, measurement.likelihood, measurement.y))
     assert isinstance(step, DataStep)
     assert not isinstance(TorchEM.__new__(TorchEM), DataStep)
     anchor = truth - 0.15
     rho = torch.full((1, 1, 1, 1), 1e5)
     x, count, kkt = step.proximal(anchor, rho, truth, iterations=60, tolerance=1e-5)
-    assert float(kkt.max()) < 1e-4
+    assert float(kkt.max()) <= 1e-5
     assert count <= 60
     assert float(x.min()) >= 0
     assert bool((x == 0).any())
@@ -79,13 +80,13 @@ def test_steps_of_w_never_grow_and_the_fixed_point_equation_holds():
     reconstructor = method(iterations=120)
     reconstructor(measurement, Resolvent())
     (run,) = reconstructor.runs
-    # relative to |w|, which settles at once; slack for data steps solved in single precision
-    residuals = run.residuals[5:60, 0]
-    assert bool((residuals[1:] <= residuals[:-1] * 1.02 + 1e-6).all())
+    # relative to |w|, which settles at once; below the sum steps are rounding
+    residuals = run.residuals[5:, 0]
+    assert bool((residuals[1:] <= residuals[:-1] * 1.001 + 1e-6).all())
     assert float(run.residuals[-1]) < 1e-4
     assert float(run.error) < 1e-3
     assert len(run.inner) == 120
-    assert max(run.inner) <= 30
+    assert max(run.inner) < 200
 
 
 def test_the_limit_does_not_depend_on_the_start():
@@ -93,9 +94,7 @@ def test_the_limit_does_not_depend_on_the_start():
     reconstructor, network = method(), Resolvent()
     step, start, rho = reconstructor.prepare(measurement)
     limits = [
-        plug_and_play(
-            step, network, begin, scale=torch.tensor([SCALES]), rho=rho, iterations=150, inner_iterations=30
-        ).x
+        plug_and_play(step, network, begin, scale=torch.tensor([SCALES]), rho=rho, iterations=150).x
         for begin in (start, torch.full_like(start, 0.02), start.flip(2))
     ]
     for other in limits[1:]:
