@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--ascent", type=int, default=50, help="steps of gradient ascent in float64")
     parser.add_argument("--iterations", type=int, default=500, help="ADMM iterations")
-    parser.add_argument("--inner", type=int, default=10, help="iterations of a data step")
+    parser.add_argument("--inner", type=int, default=0, help="bound on a data step; 0 for the bundle's")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     bundle = find("pnp_admm_spectralct")
@@ -43,16 +43,21 @@ def main() -> None:
 
         begin = time.process_time()
         with torch.no_grad():
-            run = plug_and_play(step, denoise, start, scale=scale, rho=rho, iterations=chosen.iterations,
-                                inner_iterations=chosen.inner)  # fmt: skip
+            run = plug_and_play(
+                step, denoise, start, scale=scale, rho=rho, iterations=chosen.iterations,
+                inner_iterations=chosen.inner or method.inner_iterations, inner_tolerance=method.inner_tolerance,
+            )  # fmt: skip
         seconds = time.process_time() - begin
         ws = arguments[: chosen.iterations + 1]
         steps = [float(torch.linalg.vector_norm(b - a)) for a, b in pairwise(ws)]
-        print(f"{name}: {len(steps)} iterations, {sum(run.inner)} of the data steps, {seconds:.1f} processor s")
+        print(f"{name}: {len(steps)} iterations, {sum(run.inner)} projections forth and back, "
+              f"{seconds:.1f} processor s")  # fmt: skip
         shown = ", ".join(f"{float(r):.1e}" for r in run.residuals[:: max(1, len(steps) // 6), 0])
         print(f"  |w+ - w| / |w|: {shown}; at the end {float(run.residuals[-1, 0]):.2e}")
-        print(f"  steps |w+ - w| that grew by more than 0.1 %: {rising_steps(steps)}")
-        print(f"  fixed-point error {float(run.error.max()):.2e}, KKT residual {float(run.kkt.max()):.1e}")
+        rounding = 1e-6 * float(torch.linalg.vector_norm(ws[-1]))
+        print(f"  steps |w+ - w| that grew by more than 0.1 % to over 1e-6 |w|: {rising_steps(steps, floor=rounding)}")
+        print(f"  fixed-point error {float(run.error.max()):.2e}, KKT residual of the data steps: largest "
+              f"{run.worst_kkt:.1e}, last {float(run.kkt.max()):.1e}")  # fmt: skip
         decibels = [
             f"{m} {float(psnr(run.x[:, k : k + 1], truth[:, k : k + 1], data_range=peak)):.2f} dB"
             for k, (m, peak) in enumerate(zip(measurement.space.names, peaks, strict=True))

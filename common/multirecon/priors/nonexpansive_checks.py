@@ -29,13 +29,15 @@ def norms(network: nn.Module, points: Tensor, *, iterations: int, batch: int = 8
 
 @torch.no_grad()
 def pair_ratios(network: nn.Module, points: Tensor, count: int, *, batch: int = 32) -> Tensor:
-    """Return ``|Q(a) - Q(b)| / |a - b|`` of random pairs, every other one of a point and itself with small noise."""
+    """Return ``|Q(a) - Q(b)| / |a - b|`` of random pairs, every other one of a point and itself with small noise.
+
+    In float64: points late in a run differ by so little that single precision would measure rounding.
+    """
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randint(len(points), (count,), generator=generator) for _ in range(2))
-    a, b = points[first], points[second].clone()
-    close = a[::2] + 0.02 * torch.randn(a[::2].shape, generator=generator)
-    b[::2] = close
-    Q = reflection(network)
+    a, b = points[first].double(), points[second].double()
+    b[::2] = a[::2] + 0.02 * torch.randn(a[::2].shape, generator=generator)
+    Q = reflection(deepcopy(network).double())
     return torch.cat([lipschitz_ratios(Q, x, y) for x, y in zip(a.split(batch), b.split(batch), strict=True)])
 
 
