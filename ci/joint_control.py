@@ -21,13 +21,14 @@ from torch import Tensor
 
 from multirecon import tasks
 from multirecon.blocks import Blocks
-from multirecon.bundle import load, load_network
+from multirecon.bundle import load, load_network, read_weights
 from multirecon.harness.statistics import anatomy_interval
 from multirecon.harness.tuning_data import validation_task
 from multirecon.likelihoods import BlockLikelihood
 from multirecon.measurement import Measurement
 from multirecon.metrics.evaluate import evaluate_image
 from multirecon.operators import BlockDiagonal
+from multirecon.space import ImageSpace
 
 RADIUS_MM = 6.0
 PET_SPOT = 0.6
@@ -38,11 +39,23 @@ OTHER_SPOT = {"ct": 0.02, "t1": 0.4}
 Method = Callable[[Measurement], Tensor]
 
 
-def method(name: str, variant: str = "") -> Method:
-    """Return the reconstruction of a bundle or variant."""
-    workflow = load(name, variant or None, device="$torch.device('cpu')")
-    network = load_network(workflow)
-    return lambda m: torch.as_tensor(workflow.inferer(m, network)).detach()
+def method(name: str, variant: str = "", *, fusion: str = "", weights: str = "") -> Method:
+    """Return the reconstruction of a bundle or variant, or by weights of another fusion; each measurement once."""
+    workflow = load(
+        name, variant or None, device="$torch.device('cpu')", **({"network_def#fusion": fusion} if fusion else {})
+    )
+    network = workflow.parser.get_parsed_content("network") if fusion else load_network(workflow)
+    if fusion:
+        network.load_state_dict(read_weights(weights), strict=True)
+        network.eval()
+    done: dict[int, tuple[Measurement, Tensor]] = {}  # by identity; the measurement is kept, so that no other takes it
+
+    def run(measurement: Measurement) -> Tensor:
+        if id(measurement) not in done:
+            done[id(measurement)] = measurement, torch.as_tensor(workflow.inferer(measurement, network)).detach()
+        return done[id(measurement)][1]
+
+    return run
 
 
 def swapped(one: Measurement, other: Measurement, name: str) -> Measurement:
@@ -107,6 +120,8 @@ def main() -> None:
     parser.add_argument("--task", default="petct_lowdose")
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--control", default="separate", help="variant to compare with; '' for none")
+    parser.add_argument("--fusion", default="", help="poe or mmjsd: the joint network is of that form ...")
+    parser.add_argument("--weights", default="", help="... with the weights of this file")
     parser.add_argument("--reference", default="map_pet", help="method of PET alone for the spots; '' for none")
     parser.add_argument("--parts", default="pairs,synthesis,lesions")
     parser.add_argument("--validation", action="store_true", help="validation anatomies in place of the test set")
@@ -120,7 +135,7 @@ def main() -> None:
     measured = [task.measure(item) for item in items]
     anatomies = [str(item["id"]).partition("/")[0] for item in items]
     other = next(n for n in task.space.names if n != "pet_fdg")
-    joint = method(arguments.bundle)
+    joint = method(arguments.bundle, fusion=arguments.fusion, weights=arguments.weights)
     control = method(arguments.bundle, arguments.control) if arguments.control else None
 
     def psnr(image: Tensor, truth: Tensor, name: str) -> float:
@@ -167,9 +182,8 @@ def main() -> None:
             )
     if "lesions" in parts:
         runs = {"joint": joint, **({arguments.control: control} if control is not None else {})}
-        found = {label: spots(run, items, measured, task, other) for label, run in runs.items()}
-        for label, rows in found.items():
-            for row, values in rows.items():
+        for label, run in runs.items():
+            for row, values in spots(run, items, measured, task, other).items():
                 show(f"{label}: {row}", values, anatomies)
         if arguments.reference:
             alone = method(arguments.reference)
@@ -184,18 +198,12 @@ def pet_spots(
     run: Method, items: Sequence[dict[str, Any]], measured: Sequence[Pair], task: Any
 ) -> list[dict[str, float]]:
     """Return how much every modality rises where a spot is added to PET, relative to the rise of PET in its scale."""
-    return [
-        rises(
-            run(m),
-            run(with_activity(m, PET_SPOT * place, torch.Generator().manual_seed(k))),
-            place,
-            PET_SPOT,
-            "pet_fdg",
-            task,
-        )
-        for k, (item, (m, _)) in enumerate(zip(items, measured, strict=True))
-        for place in [pixels(places(item, task.space.spacing_mm[0])[0])]
-    ]
+    values = []
+    for k, (item, (m, _)) in enumerate(zip(items, measured, strict=True)):
+        place = pixels(places(item, task.space.spacing_mm[0])[0])
+        changed = with_activity(m, PET_SPOT * place, torch.Generator().manual_seed(k))
+        values.append(rises(run(m), run(changed), place, PET_SPOT, "pet_fdg", task.space))
+    return values
 
 
 def guide_spots(
@@ -208,14 +216,18 @@ def guide_spots(
         changed, _ = task.measure(
             with_spots(item, task.config["dataset"]["modalities"], {other: (fine, OTHER_SPOT[other])})
         )
-        values.append(rises(run(m), run(swapped(m, changed, other)), pixels(fine), OTHER_SPOT[other], other, task))
+        values.append(
+            rises(run(m), run(swapped(m, changed, other)), pixels(fine), OTHER_SPOT[other], other, task.space)
+        )
     return values
 
 
-def rises(plain: Tensor, changed: Tensor, place: Tensor, size: float, source: str, task: Any) -> dict[str, float]:
+def rises(
+    plain: Tensor, changed: Tensor, place: Tensor, size: float, source: str, space: ImageSpace
+) -> dict[str, float]:
     """Return the mean rise of every modality in the spot, in its scale, relative to that of ``source`` in its own."""
-    inside, scale = place > 0.9, {n: task.space[n].scale for n in task.space.names}
-    difference = {n: (changed - plain)[:, task.space.channels(n)] for n in task.space.names}
+    inside, scale = place > 0.9, {n: space[n].scale for n in space.names}
+    difference = {n: (changed - plain)[:, space.channels(n)] for n in space.names}
     return {n: float(d[inside].mean()) / scale[n] / (size / scale[source]) for n, d in difference.items()}
 
 

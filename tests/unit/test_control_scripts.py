@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from multirecon import tasks
+from multirecon.blocks import Blocks
+from multirecon.likelihoods import BlockLikelihood, Gaussian, Poisson
+from multirecon.measurement import Measurement
+from multirecon.operators import BlockDiagonal, Identity
 from multirecon.priors.dictionaries import dct_bank
+from multirecon.space import ImageSpace
 
 CI = Path(__file__).resolve().parents[2] / "ci"
 
@@ -88,3 +94,51 @@ def test_spots_lie_inside_the_brain_apart_and_change_one_modality(control):
     assert float(changed["fine"][0].abs().max()) == 0
     assert float(changed["image"][1].sum()) == pytest.approx(0.6 * float(left.sum()) / 4)
     assert float(item["fine"].abs().max()) == 0
+
+
+def test_more_activity_adds_counts_to_those_that_are_there(control):
+    """Poisson data plus independent Poisson data of the spot: data of the sum, with the same noise."""
+    task = tasks.load("petct_lowdose")
+    space = ImageSpace(task.space.modalities, (16, 16), (15.0, 15.0))
+    operator = BlockDiagonal(space, {"pet_fdg": 50.0 * Identity((1, 16, 16)), "ct": Identity((1, 16, 16))})
+    y = {"pet_fdg": torch.full((1, 1, 16, 16), 3.0), "ct": torch.zeros(1, 1, 16, 16)}
+    likelihood = BlockLikelihood({"pet_fdg": Poisson(1.0), "ct": Gaussian(0.1)})
+    spot = torch.zeros(1, 1, 16, 16)
+    spot[..., :8] = 0.5
+    one = Measurement(Blocks(y), operator, likelihood)
+    more = control.with_activity(one, spot, torch.Generator().manual_seed(0))
+    assert torch.equal(more.y["ct"], one.y["ct"])
+    added = more.y["pet_fdg"] - one.y["pet_fdg"]
+    assert float(added[..., 8:].abs().max()) == 0
+    assert float(added[..., :8].mean()) == pytest.approx(25.0, rel=0.1)
+    assert float(added[..., :8].var()) == pytest.approx(25.0, rel=0.5)
+
+
+def test_rises_are_relative_to_the_spot_in_its_own_modality(control):
+    space = tasks.load("petct_lowdose").space
+    place = torch.zeros(1, 1, *space.shape)
+    place[..., 60:66, 60:66] = 1.0
+    plain = torch.zeros(1, 2, *space.shape)
+    changed = plain.clone()
+    changed[:, space.channels("pet_fdg")] += 0.3 * place
+    changed[:, space.channels("ct")] += 0.1 * space["ct"].scale * place
+    found = control.rises(plain, changed, place, 0.6, "pet_fdg", space)
+    assert found["pet_fdg"] == pytest.approx(0.5)
+    assert found["ct"] == pytest.approx(0.1 / (0.6 / space["pet_fdg"].scale))
+
+
+def test_a_measurement_that_comes_again_is_not_reconstructed_again(control, monkeypatch):
+    calls = []
+
+    class Workflow:
+        @staticmethod
+        def inferer(measurement, network):
+            calls.append(measurement)
+            return torch.zeros(1)
+
+    monkeypatch.setattr(control, "load", lambda *args, **options: Workflow)
+    monkeypatch.setattr(control, "load_network", lambda workflow: None)
+    run = control.method("some")
+    first, second = object(), object()
+    assert [float(run(m)) for m in (first, first, second)] == [0.0, 0.0, 0.0]
+    assert calls == [first, second]
