@@ -86,6 +86,16 @@ def test_the_analysis_form_learns_as_published_and_without_coupling_each_modalit
     assert read["inference_mcaol"]["network_def"] == read["inference_caol"]["network_def"]
 
 
+@pytest.mark.parametrize("name", ["cdl_petct", "cdl_petmr"])
+def test_the_settings_of_the_frames_with_and_without_coupling_had_the_same_trials(name):
+    """Checklist 6: validation anatomies, task, metric, number and seed of the trials, of PET, the degraded modality."""
+    read = {v: json.loads((BUNDLES / name / "configs" / f"tuning_{v}.json").read_text()) for v in ("mcaol", "caol")}
+    for key in ("split", "metric", "trials", "seed"):
+        assert read["mcaol"][key] == read["caol"][key], key
+    joint, alone = (r["kinds"]["pet/poisson"] for r in read.values())
+    assert [joint[k] for k in ("tasks", "subjects", "trials")] == [alone[k] for k in ("tasks", "subjects", "trials")]
+
+
 @pytest.mark.parametrize(("views", "photons", "task"), [(63, 1e5, "dect_views63"), (126, 5e3, "dect_counts_5e3")])
 def test_published_scans_and_iterations_of_the_operators(views, photons, task):
     """63 views of 1e5 photons, 126 of 5e3, over a full turn; 300 alternations of 150 steps: configuration and task."""

@@ -70,6 +70,19 @@ def test_training_shows_what_one_modality_has_alone(bundle):
 
 
 @pytest.mark.parametrize("bundle", NAMES)
+def test_the_settings_of_joint_and_control_had_the_same_trials_on_the_same_data(bundle):
+    """Checklist 6: validation anatomies, task, metric, number and seed of the trials."""
+    joint, control = config(bundle, "tuning"), config(bundle, "tuning_separate")
+    for key in ("split", "metric", "trials", "seed"):
+        assert joint[key] == control[key], key
+    assert joint["split"] == "validation"
+    assert set(joint["kinds"]) == set(control["kinds"]) == set(joint["settings"])
+    for kind, one in joint["kinds"].items():
+        other = control["kinds"][kind]
+        assert [one[k] for k in ("tasks", "subjects", "trials")] == [other[k] for k in ("tasks", "subjects", "trials")]
+
+
+@pytest.mark.parametrize("bundle", NAMES)
 def test_training_knows_no_dose_and_no_scanner(bundle):
     """Checklist 7: clean patches alone; one file of weights serves every dose."""
     text = (BUNDLES / bundle / "configs" / "train.json").read_text()
