@@ -3,6 +3,8 @@
 * pairs: PET reconstructed beside the data of its own CT or MR, beside those of another subject, and by the control with
   one autoencoder a modality;
 * synthesis: each modality from the data of the other alone, against the mean image of the samples;
+* representation: what comes back of such spots from encoder and decoder alone, without data: the truth, cut into
+  the patches of the reconstruction, coded, decoded and put together;
 * lesions: a spot that PET alone has and, in another run, one that the other modality alone has. The difference between
   the reconstructions with and without it, relative to the true difference, is what is recovered; in the other modality
   it is what is copied (there in units of its scale, relative to the spot in its own modality's scale). The counts of
@@ -28,6 +30,7 @@ from multirecon.likelihoods import BlockLikelihood
 from multirecon.measurement import Measurement
 from multirecon.metrics.evaluate import evaluate_image
 from multirecon.operators import BlockDiagonal
+from multirecon.priors.patches import PatchGrid
 from multirecon.space import ImageSpace
 
 RADIUS_MM = 6.0
@@ -54,6 +57,20 @@ def method(name: str, variant: str = "", *, fusion: str = "", weights: str = "")
         if id(measurement) not in done:
             done[id(measurement)] = measurement, torch.as_tensor(workflow.inferer(measurement, network)).detach()
         return done[id(measurement)][1]
+
+    return run
+
+
+def coder(name: str, variant: str = "") -> Callable[[Tensor], Tensor]:
+    """Return what a bundle's autoencoder makes of a stack ``(1, C, H, W)``: patches coded, decoded, put together."""
+    workflow = load(name, variant or None, device="$torch.device('cpu')")
+    network, how = load_network(workflow), workflow.inferer.reconstructor
+    grid = PatchGrid(workflow.inferer.space.shape, patch=network.patch, stride=how.stride)
+
+    @torch.no_grad()
+    def run(stack: Tensor) -> Tensor:
+        patches = grid.extract(how.scaling(stack))
+        return how.scaling.inverse(grid.aggregate(network(patches.flatten(0, 1)).unflatten(0, (len(stack), -1))))
 
     return run
 
@@ -180,6 +197,19 @@ def main() -> None:
                 [a - b for a, b in zip(found, flat, strict=True)],
                 anatomies,
             )
+    if "representation" in parts:
+        for label in [""] + [arguments.control] * bool(arguments.control):
+            code, kept = coder(arguments.bundle, label), {n: [] for n in task.space.names}
+            for item, (_, truth) in zip(items, measured, strict=True):
+                two = (pixels(place) for place in places(item, task.space.spacing_mm[0]))
+                for place, (name, size) in zip(
+                    two, {"pet_fdg": PET_SPOT, other: OTHER_SPOT[other]}.items(), strict=True
+                ):
+                    changed = truth.clone()
+                    changed[:, task.space.channels(name)] += size * place
+                    kept[name].append(rises(code(truth), code(changed), place, size, name, task.space)[name])
+            for name, values in kept.items():
+                show(f"{label or 'joint'}: {name}-only spot, represented in {name}", values, anatomies)
     if "lesions" in parts:
         runs = {"joint": joint, **({arguments.control: control} if control is not None else {})}
         for label, run in runs.items():
