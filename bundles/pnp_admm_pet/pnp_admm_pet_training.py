@@ -39,8 +39,11 @@ class PreparePairs(PreparePatchPairs):
 
       the argument of the denoiser in ``x = D(x - grad f(x) / rho)`` at the truth. The disturbance ``A^T (y / ybar - 1)
       / rho`` has mean zero, is coloured like the scanner's noise and depends on the image; ``rho`` makes its root mean
-      square over the emitting pixels ``level``. White noise ``n`` of a small ``tau`` is added: what the scanner does
-      not see at all (its blur removes the highest frequencies) would otherwise stay in the image whatever it is.
+      square over the emitting pixels ``level``. Where nothing emits (``x = 0``) the equation holds up to a normal-cone
+      term, any non-negative image: its negative part is dropped there, and its positive part, several times the level
+      in air where ``ybar`` is next to nothing, is bounded by the level. White noise ``n`` of a small ``tau`` is
+      added: what the scanner does not see at all (its blur removes the highest frequencies) would otherwise stay in
+      the image whatever it is.
     * ``"gaussian"``: ``x~ = x + level n``, the control.
     * ``"postprocess"``: ``x~`` is the OSEM image of the scan: a network after reconstruction, with what it is compared.
 
@@ -136,7 +139,8 @@ class PreparePairs(PreparePatchPairs):
             return torch.cat([x, image / mean_activity(image).reshape(-1, 1, 1, 1)], dim=1)
         gradient = operator.adjoint(likelihood.grad(operator(x), y))
         step = self.level / gradient[support].square().mean().sqrt()
-        noisy = x - step * gradient + self.white * torch.randn(x.shape, generator=generator)
+        moved = torch.where(support, -step * gradient, (-step * gradient).clamp(0.0, self.level))
+        noisy = x + moved + self.white * torch.randn(x.shape, generator=generator)
         return torch.cat([x, noisy], dim=1)
 
 

@@ -141,6 +141,21 @@ def test_the_disturbance_is_the_gradient_of_the_likelihood():
     assert abs(float((noise[..., 1:] * noise[..., :-1]).mean() / noise.square().mean())) < 0.1
 
 
+def test_air_is_disturbed_within_the_normal_cone_and_no_more_than_the_level():
+    """Where nothing emits the equation holds up to a non-negative term: no negative part, and no large one."""
+    stack = head()
+    stack[..., :8, :8] = 0.0
+    pairs = torch.cat(
+        [PreparePairs(SPACE, counts=[2.5], views=24, level=0.2, white=0.0)
+         .pair(stack, torch.Generator().manual_seed(k)) for k in range(5)]
+    )  # fmt: skip
+    error, air = pairs[:, 1:] - pairs[:, :1], pairs[0, :1] == 0
+    assert float(error[:, air].min()) >= 0.0
+    assert 0.0 < float(error[:, air].max()) <= 0.2 + 1e-6
+    # so that training is spent on what emits
+    assert float(error[:, air].square().mean()) < float(error[:, ~air].square().mean())
+
+
 def test_pairs_are_a_function_of_seed_and_step():
     maker = PreparePairs(SPACE, counts=[5.0, 20.0], views=12, patch=16, patches=3)
     batch = {"image": head(2), "brain": torch.ones(2, 1, 48, 48)}

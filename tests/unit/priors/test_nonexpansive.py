@@ -11,6 +11,7 @@ from multirecon.priors.nonexpansive import (
     NonexpansiveLoss,
     ascend_ratio,
     jacobian_norms,
+    krylov_norms,
     lipschitz_ratios,
     reflection,
 )
@@ -48,6 +49,23 @@ def test_norms_grow_with_the_iterations_and_never_exceed_the_truth():
     found = [jacobian_norms(Q, images(), iterations=k)[0] for k in (1, 3, 10, 40)]
     assert all(bool((b >= a - 1e-12).all()) for a, b in pairwise(found))
     assert bool((found[-1] <= dense_norms(Q, images()) * (1 + 1e-9)).all())
+
+
+def test_bidiagonalisation_finds_it_with_fewer_products_and_is_never_below_power_iteration():
+    Q = reflection(small_network(gain=2.0))
+    exact = dense_norms(Q, images())
+    torch.testing.assert_close(krylov_norms(Q, images(), tolerance=1e-9), exact, rtol=1e-8, atol=0)
+    for k in (2, 5, 10):
+        found = krylov_norms(Q, images(), iterations=k, tolerance=0.0)
+        assert bool((found <= exact * (1 + 1e-9)).all())
+        assert bool((found >= jacobian_norms(Q, images(), iterations=k)[0] * (1 - 1e-9)).all())
+    # stopped by its residual, it lies within that of a singular value
+    loose = krylov_norms(Q, images(), tolerance=1e-2)
+    assert bool(((loose / exact - 1).abs() <= 1e-2).all())
+
+
+def test_bidiagonalisation_of_the_identity_ends_at_once():
+    assert krylov_norms(lambda x: 2.0 * x, images()).tolist() == pytest.approx([2.0] * 3)
 
 
 def test_it_agrees_with_deepinv():
@@ -128,6 +146,17 @@ def test_training_brings_the_norm_below_one_and_without_it_stays_above():
     assert trained(0.0) > 1.1
 
 
+def test_means_over_cells_count_beside_pixels():
+    """An offset costs ``1 + coarse`` times as much, errors that cancel inside a cell nothing more."""
+    clean = images(2, side=16)
+    target = torch.cat([clean, clean], dim=1)
+    plain, weighed = (NonexpansiveLoss(small_network(), weight=0.0, patch=16, coarse=c, cell=8) for c in (0.0, 20.0))
+    offset = clean + 0.1
+    assert float(weighed(offset, target)) == pytest.approx(21 * float(plain(offset, target)))
+    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 - 0.5
+    assert float(weighed(clean + board, target)) == pytest.approx(float(plain(clean + board, target)))
+
+
 def test_the_state_of_the_loss_is_part_of_a_resumed_run():
     """Points and vectors are buffers: a copy goes on exactly like the original."""
     network = small_network().float()
@@ -143,3 +172,5 @@ def test_the_state_of_the_loss_is_part_of_a_resumed_run():
 def test_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="weight, margin, points, iterations: expected"):
         NonexpansiveLoss(small_network(), margin=1.0)
+    with pytest.raises(ValueError, match="coarse, cell: expected >= 0 and 1 to 8, got 1.0 and 9"):
+        NonexpansiveLoss(small_network(), patch=8, coarse=1.0, cell=9)
