@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import jvp, linearize, vjp
-from torch.nn.functional import avg_pool2d
 
 __all__ = [
     "NonexpansiveLoss",
@@ -196,9 +195,11 @@ class NonexpansiveLoss(nn.Module):
     ``|J_Q(p) v|^2`` at the vector ``v`` found, which is the gradient of the squared norm where the leading singular
     value is simple. The published implementation keeps the largest norm of the batch instead of the mean.
 
-    A plug-and-play image repeats an error ``b`` of the denoiser ``rho / h`` times, ``h`` the curvature of the data, and
-    iterates to the end: an offset far below the noise, which the mean squared error hardly sees, shifts whole regions.
-    ``coarse`` weighs the squared error of the means over cells of ``cell`` pixels beside that of pixels.
+    With ``hot`` every third point has a hot disc of random place, size and contrast, as no training image has: the
+    bound is wanted for unseen lesions, too, and what is trained on ordinary images only does not hold there.
+
+    With ``canvas`` a patch lies at a random place of a larger field, empty or, every other time, with white noise of a
+    random level up to ``air``: an image has directions that no patch has room for, and the bound is wanted for images.
 
     Args:
         network: the denoiser that is trained, ``network(image)``.
@@ -211,8 +212,9 @@ class NonexpansiveLoss(nn.Module):
         seed: seed of the points.
         channels: channels of the images.
         guides: channels of a guide that the network sees behind the image; they are the last of the target.
-        coarse: weight of the squared error of cell means, relative to that of pixels.
-        cell: side of a cell in pixels.
+        hot: largest contrast of the discs (times the image, plus that many units); 0 for none.
+        canvas: side of the points in pixels, at least that of the patches; 0 for points as large as patches.
+        air: largest standard deviation of the noise around a patch.
 
     Raises:
         ValueError: if a number is out of range.
@@ -239,23 +241,24 @@ class NonexpansiveLoss(nn.Module):
         seed: int = 0,
         channels: int = 1,
         guides: int = 0,
-        coarse: float = 0.0,
-        cell: int = 8,
+        hot: float = 0.0,
+        canvas: int = 0,
+        air: float = 0.2,
     ) -> None:
         super().__init__()
-        if weight < 0 or not 0 <= margin < 1 or points < 1 or iterations < 1:
-            raise ValueError("weight, margin, points, iterations: expected >= 0, 0 <= margin < 1, >= 1 and >= 1, "
-                             f"got {weight}, {margin}, {points}, {iterations}")  # fmt: skip
-        if coarse < 0 or (coarse and not 1 <= cell <= patch):
-            raise ValueError(f"coarse, cell: expected >= 0 and 1 to {patch}, got {coarse} and {cell}")
-        self.coarse, self.cell = coarse, cell
+        if weight < 0 or not 0 <= margin < 1 or points < 1 or iterations < 1 or hot < 0:
+            raise ValueError("weight, margin, points, iterations, hot: expected >= 0, 0 <= margin < 1, >= 1, >= 1 and "
+                             f">= 0, got {weight}, {margin}, {points}, {iterations}, {hot}")  # fmt: skip
+        if guides and canvas > patch:
+            raise ValueError(f"canvas: expected at most {patch} beside guides, got {canvas}")
+        self.hot, self.air, side = hot, air, max(canvas, patch)
         self._network = [network]  # in a list: its weights are not the loss's
         self.weight, self.margin, self.iterations, self.seed = weight, margin, iterations, seed
         self.autocast = None if autocast is None else getattr(torch, autocast)
-        self.register_buffer("points", torch.zeros(points, channels, patch, patch))
-        self.register_buffer("vectors", torch.zeros(points, channels, patch, patch))
+        self.register_buffer("points", torch.zeros(points, channels, side, side))
+        self.register_buffer("vectors", torch.zeros(points, channels, side, side))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.long))
-        self.register_buffer("guides", torch.zeros(points, guides, patch, patch), persistent=guides > 0)
+        self.register_buffer("guides", torch.zeros(points, guides, side, side), persistent=guides > 0)
         self.norm = float("nan")
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -266,10 +269,7 @@ class NonexpansiveLoss(nn.Module):
             target: clean and noisy patches and their guides ``(B, 2 C + G, H, W)``.
         """
         clean, noisy, guides = target.tensor_split([prediction.shape[1], 2 * prediction.shape[1]], dim=1)
-        error = prediction - clean
-        loss = 0.5 * error.square().mean()
-        if self.coarse:
-            loss = loss + 0.5 * self.coarse * avg_pool2d(error, self.cell).square().mean()
+        loss = 0.5 * (prediction - clean).square().mean()
         if self.weight == 0:
             return loss
         self._draw(prediction.detach(), clean, noisy, guides)
@@ -291,12 +291,36 @@ class NonexpansiveLoss(nn.Module):
             sample = (number + k) % len(clean)
             other = denoised if (number + k) % 2 else noisy
             share = float(torch.rand((), generator=generator))
-            self.points[place] = share * other[sample] + (1 - share) * clean[sample]
-            self.guides[place] = guides[sample]
+            point = share * other[sample] + (1 - share) * clean[sample]
+            if self.hot and (number + k) % 3 == 2:
+                point = self._heated(point, generator)
+            self.points[place] = self._surrounded(point, generator)
+            if guides.shape[1]:
+                self.guides[place] = guides[sample]
             fresh = torch.randn(self.vectors.shape[1:], generator=generator).to(self.vectors)
             # what stretches one image stretches another: a convolution's worst directions move along slowly
             self.vectors[place] = self.vectors[place] + 0.3 * fresh / torch.linalg.vector_norm(fresh)
         self.drawn += 1 if number >= count else count
+
+    def _surrounded(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Return an image ``(C, H, W)`` in a field of the size of the points."""
+        side, size = self.points.shape[-1], image.shape[-1]
+        if side == size:
+            return image
+        noisy, level, row, column = torch.rand(4, generator=generator).tolist()
+        noise = torch.randn(len(image), side, side, generator=generator).to(image)
+        field = self.air * level * noise if noisy < 0.5 else torch.zeros_like(noise)
+        top, left = (int(share * (side - size + 1)) for share in (row, column))
+        field[:, top : top + size, left : left + size] = image
+        return field
+
+    def _heated(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Return an image ``(C, H, W)`` with a hot disc."""
+        row, column, size, heat = torch.rand(4, generator=generator).tolist()
+        rows, columns = (torch.arange(n, device=image.device) for n in image.shape[1:])
+        away = ((rows[:, None] - row * len(rows)) ** 2 + (columns - column * len(columns)) ** 2).sqrt()
+        contrast = 1 + (self.hot - 1) * heat
+        return torch.where(away < 2 + 4 * size, contrast * image + contrast, image)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -146,15 +146,30 @@ def test_training_brings_the_norm_below_one_and_without_it_stays_above():
     assert trained(0.0) > 1.1
 
 
-def test_means_over_cells_count_beside_pixels():
-    """An offset costs ``1 + coarse`` times as much, errors that cancel inside a cell nothing more."""
-    clean = images(2, side=16)
-    target = torch.cat([clean, clean], dim=1)
-    plain, weighed = (NonexpansiveLoss(small_network(), weight=0.0, patch=16, coarse=c, cell=8) for c in (0.0, 20.0))
-    offset = clean + 0.1
-    assert float(weighed(offset, target)) == pytest.approx(21 * float(plain(offset, target)))
-    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 - 0.5
-    assert float(weighed(clean + board, target)) == pytest.approx(float(plain(clean + board, target)))
+def test_every_third_point_has_a_disc_that_no_image_has():
+    clean = images(2, side=24).float()
+    loss = NonexpansiveLoss(small_network().float(), points=1, patch=24, hot=2.5)
+    heated = []
+    for _ in range(6):
+        loss(clean, torch.cat([clean, clean], dim=1))
+        heated.append(bool((loss.points > 1.0).any()))
+    assert heated == [False, False, True, False, False, True]
+
+
+def test_points_lie_in_a_larger_field_empty_or_noisy():
+    clean = 1 + images(2, side=8).float()
+    loss = NonexpansiveLoss(small_network().float(), points=1, patch=8, canvas=20, air=0.1)
+    around = []
+    for _ in range(12):
+        loss(clean, torch.cat([clean, clean], dim=1))
+        assert loss.points.shape == loss.vectors.shape == (1, 1, 20, 20)
+        inside = loss.points > 0.8
+        assert int(inside.sum()) == 64
+        around.append(float(loss.points[~inside].std()))
+    assert min(around) == 0.0
+    assert 0.0 < max(around) < 0.11
+    with pytest.raises(ValueError, match="canvas: expected at most 8 beside guides, got 20"):
+        NonexpansiveLoss(small_network(), patch=8, canvas=20, guides=1)
 
 
 def test_the_state_of_the_loss_is_part_of_a_resumed_run():
@@ -170,7 +185,5 @@ def test_the_state_of_the_loss_is_part_of_a_resumed_run():
 
 
 def test_numbers_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="weight, margin, points, iterations: expected"):
+    with pytest.raises(ValueError, match="weight, margin, points, iterations, hot: expected"):
         NonexpansiveLoss(small_network(), margin=1.0)
-    with pytest.raises(ValueError, match="coarse, cell: expected >= 0 and 1 to 8, got 1.0 and 9"):
-        NonexpansiveLoss(small_network(), patch=8, coarse=1.0, cell=9)
