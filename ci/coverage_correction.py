@@ -20,7 +20,7 @@ from multirecon import tasks
 from multirecon.bundle import find, load, load_network
 from multirecon.files import atomic_path
 from multirecon.harness.tuning_data import SPLIT, validation_task
-from multirecon.metrics import LEVELS, posterior_coverage, spread_correction
+from multirecon.metrics import LEVELS, posterior_coverage, spread_correction, widened
 from multirecon.reconstruction.tuning import FORMAT, block_kind
 
 Case = tuple[Tensor, Tensor, Tensor | None]
@@ -52,8 +52,7 @@ def coverages(cases: list[Case], factor: float, levels: list[float]) -> dict[flo
     """Return the mean coverage by level of samples widened by a factor."""
     total = dict.fromkeys(levels, 0.0)
     for samples, truth, mask in cases:
-        mean = samples.mean(0)
-        for level, v in posterior_coverage(mean + factor * (samples - mean), truth, levels=levels, mask=mask).items():
+        for level, v in posterior_coverage(widened(samples, factor), truth, levels=levels, mask=mask).items():
             total[level] += float(v) / len(cases)
     return total
 

@@ -52,7 +52,7 @@ def save_tensors(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> P
     """Write tensors so that ``torch.load(path, weights_only=True)`` reads them, compressed, whole or not at all.
 
     PyTorch's archives are ZIP files whose members it stores as they are; it reads compressed members all the same
-    (not with ``mmap=True``). Of weights in float16 that saves 8 %, of those :func:`shortened` to eight bits 18 %.
+    (not with ``mmap=True``). Weights in float16 get a little smaller, those :func:`shortened` more so.
 
     Returns:
         The path.

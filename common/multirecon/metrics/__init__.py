@@ -13,6 +13,7 @@ from .ensembles import (
     posterior_ranks,
     rank_deviation,
     spread_correction,
+    widened,
 )
 from .evaluate import (
     HIGHER_IS_BETTER,
@@ -81,4 +82,5 @@ __all__ = [
     "ssim_map",
     "surroundings",
     "through_plane_variation",
+    "widened",
 ]

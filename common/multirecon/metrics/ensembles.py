@@ -19,6 +19,7 @@ __all__ = [
     "posterior_ranks",
     "rank_deviation",
     "spread_correction",
+    "widened",
 ]
 
 LEVELS = (0.5, 0.8, 0.95)
@@ -112,6 +113,12 @@ def posterior_coverage(
     return found
 
 
+def widened(samples: Tensor, factor: float) -> Tensor:
+    """Return samples ``(S, ...)`` whose deviations from their mean are ``factor`` times as large."""
+    mean = samples.mean(0)
+    return samples if factor == 1 else mean + factor * (samples - mean)
+
+
 def spread_correction(cases: Sequence[tuple[Tensor, Tensor, Tensor | None]], *, level: float = 0.8) -> float:
     r"""Return the factor by which samples, widened about their mean, cover the truth as often as the level says.
 
@@ -132,8 +139,7 @@ def spread_correction(cases: Sequence[tuple[Tensor, Tensor, Tensor | None]], *, 
     def coverage(factor: float) -> float:
         total = 0.0
         for samples, truth, mask in cases:
-            mean = samples.mean(0)
-            found = posterior_coverage(mean + factor * (samples - mean), truth, levels=(level,), mask=mask)[level]
+            found = posterior_coverage(widened(samples, factor), truth, levels=(level,), mask=mask)[level]
             total += float(found.mean()) / len(cases)
         return total
 

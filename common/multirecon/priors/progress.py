@@ -366,7 +366,7 @@ def export_weights(
         folder: folder of a :class:`TrainingState`; the finished ``decay.pt`` goes before ``last.pt``.
         target: file to write.
         half: whether to store float16.
-        bits: bits of its mantissa to keep; eight take 10 % less room, see :func:`multirecon.files.shortened`.
+        bits: bits of its mantissa to keep; fewer take less room, see :func:`multirecon.files.shortened`.
 
     Returns:
         One line that says what was written.

@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from ..measurement import Measurement
+from ..metrics import widened
 from ..space import ImageSpace
 from .image_source import ImageSource
 
@@ -202,13 +203,9 @@ class PosteriorSampler(Reconstructor):
         if isinstance(inputs, Measurement):
             for name, factor in self.spread(inputs).items():
                 channels = inputs.space.channels(name)
-                samples[:, :, channels] = _widened(samples[:, :, channels], factor)
+                drawn = samples[:, :, channels]
+                samples[:, :, channels] = torch.maximum(widened(drawn, factor), drawn.amin(0).clamp_max(0))
         return samples
-
-
-def _widened(samples: Tensor, factor: float) -> Tensor:
-    mean, lowest = samples.mean(0), samples.amin(0).clamp_max(0)
-    return samples if factor == 1 else torch.maximum(mean + factor * (samples - mean), lowest)
 
 
 def _channels_of(result: Tensor, own: ImageSpace, wanted: ImageSpace) -> Tensor:
