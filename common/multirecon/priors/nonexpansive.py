@@ -200,6 +200,7 @@ class NonexpansiveLoss(nn.Module):
 
     With ``canvas`` a patch lies at a random place of a larger field, empty or, every other time, with white noise of a
     random level up to ``air``: an image has directions that no patch has room for, and the bound is wanted for images.
+    A guide lies at the same place of an empty field.
 
     Args:
         network: the denoiser that is trained, ``network(image)``.
@@ -249,8 +250,6 @@ class NonexpansiveLoss(nn.Module):
         if weight < 0 or not 0 <= margin < 1 or points < 1 or iterations < 1 or hot < 0:
             raise ValueError("weight, margin, points, iterations, hot: expected >= 0, 0 <= margin < 1, >= 1, >= 1 and "
                              f">= 0, got {weight}, {margin}, {points}, {iterations}, {hot}")  # fmt: skip
-        if guides and canvas > patch:
-            raise ValueError(f"canvas: expected at most {patch} beside guides, got {canvas}")
         self.hot, self.air, side = hot, air, max(canvas, patch)
         self._network = [network]  # in a list: its weights are not the loss's
         self.weight, self.margin, self.iterations, self.seed = weight, margin, iterations, seed
@@ -294,25 +293,27 @@ class NonexpansiveLoss(nn.Module):
             point = share * other[sample] + (1 - share) * clean[sample]
             if self.hot and (number + k) % 3 == 2:
                 point = self._heated(point, generator)
-            self.points[place] = self._surrounded(point, generator)
+            self.points[place], corner = self._surrounded(point, generator)
             if guides.shape[1]:
-                self.guides[place] = guides[sample]
+                (top, left), size = corner, guides.shape[-1]
+                self.guides[place] = 0.0
+                self.guides[place, :, top : top + size, left : left + size] = guides[sample]
             fresh = torch.randn(self.vectors.shape[1:], generator=generator).to(self.vectors)
             # what stretches one image stretches another: a convolution's worst directions move along slowly
             self.vectors[place] = self.vectors[place] + 0.3 * fresh / torch.linalg.vector_norm(fresh)
         self.drawn += 1 if number >= count else count
 
-    def _surrounded(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Return an image ``(C, H, W)`` in a field of the size of the points."""
+    def _surrounded(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, tuple[int, int]]:
+        """Return an image ``(C, H, W)`` in a field of the size of the points, and the place of its first pixel."""
         side, size = self.points.shape[-1], image.shape[-1]
         if side == size:
-            return image
+            return image, (0, 0)
         noisy, level, row, column = torch.rand(4, generator=generator).tolist()
         noise = torch.randn(len(image), side, side, generator=generator).to(image)
         field = self.air * level * noise if noisy < 0.5 else torch.zeros_like(noise)
         top, left = (int(share * (side - size + 1)) for share in (row, column))
         field[:, top : top + size, left : left + size] = image
-        return field
+        return field, (top, left)
 
     def _heated(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Return an image ``(C, H, W)`` with a hot disc."""

@@ -7,6 +7,7 @@ import torch
 from deepinv.loss.regularisers import FNEJacobianSpectralNorm
 from torch import nn
 
+from multirecon.networks.dncnn import DnCNN
 from multirecon.priors.nonexpansive import (
     NonexpansiveLoss,
     ascend_ratio,
@@ -168,8 +169,17 @@ def test_points_lie_in_a_larger_field_empty_or_noisy():
         around.append(float(loss.points[~inside].std()))
     assert min(around) == 0.0
     assert 0.0 < max(around) < 0.11
-    with pytest.raises(ValueError, match="canvas: expected at most 8 beside guides, got 20"):
-        NonexpansiveLoss(small_network(), patch=8, canvas=20, guides=1)
+
+
+def test_a_guide_lies_in_the_field_where_its_image_lies():
+    clean = 1 + images(2, side=8).float()
+    network = DnCNN(3, 4, guides=1)
+    loss = NonexpansiveLoss(network, points=2, patch=8, canvas=20, air=0.1, guides=1)
+    for _ in range(6):
+        loss(clean, torch.cat([clean, clean, clean], dim=1))
+        assert loss.guides.shape == (2, 1, 20, 20)
+        assert torch.equal(loss.guides > 0.8, loss.points > 0.8)
+        assert int((loss.guides != 0).sum()) == 128
 
 
 def test_the_state_of_the_loss_is_part_of_a_resumed_run():
