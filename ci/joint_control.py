@@ -2,7 +2,7 @@
 
 * pairs: PET reconstructed beside the data of its own CT or MR, beside those of another subject, and by the control with
   one autoencoder a modality;
-* synthesis: each modality from the data of the other alone, against the mean image of the samples;
+* synthesis: each modality from the data of the other alone, against the mean image of the set's other anatomies;
 * representation: what comes back of such spots from encoder and decoder alone, without data: the truth, cut into
   the patches of the reconstruction, coded, decoded and put together;
 * lesions: a spot that PET alone has and, in another run, one that the other modality alone has. The difference between
@@ -125,6 +125,14 @@ def places(item: dict[str, Any], spacing_mm: float) -> tuple[Tensor, Tensor]:
     )
 
 
+def other_means(task: Any, data: Any, anatomies: set[str]) -> dict[str, Tensor]:
+    """Return the mean true stack ``(1, C, H, W)`` of a set's samples of all other anatomies, by anatomy."""
+    truths = [
+        (str(item["id"]).partition("/")[0], task.measure(item)[1]) for item in (data[i] for i in range(len(data)))
+    ]
+    return {a: torch.cat([x for name, x in truths if name != a]).mean(0, keepdim=True) for a in anatomies}
+
+
 def show(label: str, values: list[float], anatomies: Sequence[str]) -> None:
     """Print one line of a table."""
     interval = anatomy_interval(zip(anatomies, values, strict=True)).text(3, sign=True)
@@ -185,15 +193,14 @@ def main() -> None:
                 ]
                 show(f"gain over the separate control, {name}, dB", gains, anatomies)
     if "synthesis" in parts:
+        means = other_means(task, data, set(anatomies))
         for source, target in (("pet_fdg", other), (other, "pet_fdg")):
             made = [joint(m.restrict([source])) for m, _ in measured]
             found = [psnr(x, truth, target) for x, (_, truth) in zip(made, measured, strict=True)]
             show(f"{target} from {source} alone, dB", found, anatomies)
-            truths = torch.cat([truth for _, truth in measured])
-            mean = truths.mean(0, keepdim=True)
-            flat = [psnr(mean, truth, target) for _, truth in measured]
+            flat = [psnr(means[a], truth, target) for a, (_, truth) in zip(anatomies, measured, strict=True)]
             show(
-                "gain over the mean image of the samples, dB",
+                "gain over the mean image of the other anatomies, dB",
                 [a - b for a, b in zip(found, flat, strict=True)],
                 anatomies,
             )
