@@ -1,6 +1,7 @@
 """Print what the convergence of `pnp_admm_pet` rests on: `python ci/pnp_convergence.py [--points 200 ...]`.
 
-With `--dataset_dir` (a folder of `multirecon dataset build`) points and pairs come from all validation subjects.
+With `--dataset_dir` (a folder of `multirecon dataset build`) points and pairs come from all validation subjects. A
+variant with a guide sees the true one of the scanned slice beside all of them.
 """
 
 import argparse
@@ -14,9 +15,11 @@ import torch
 from multirecon.bundle import find, load, load_network
 from multirecon.bundle.loader import on_path
 from multirecon.data.cached_slices import CachedSlices
+from multirecon.reconstruction.em import unit_range
 from multirecon.reconstruction.plug_and_play import plug_and_play
 from multirecon.solvers.data_steps import EmissionStep
 from multirecon.solvers.em_engine import TorchEM
+from multirecon.space import ImageSpace
 
 
 def clean_images(folder: str, truth: torch.Tensor) -> list[torch.Tensor]:
@@ -37,12 +40,13 @@ def main() -> None:
     parser.add_argument("--ascent", type=int, default=50, help="steps of gradient ascent in float64")
     parser.add_argument("--ascended", type=int, default=8, help="pairs that ascent starts from")
     parser.add_argument("--iterations", type=int, default=500, help="ADMM iterations")
+    parser.add_argument("--inner_tolerance", type=float, default=1e-6, help="of the data steps; the bundle has 1e-5")
     parser.add_argument("--starts", type=int, default=200, help="ADMM iterations from each start, 0 for none")
     parser.add_argument(
         "--costs", action="store_true", help="only: one data step by Newton and EM; peak memory of runs"
     )
     parser.add_argument("--level", type=float, help="instead of the bundle's setting")
-    parser.add_argument("--variant", default="", help="of the bundle, one without a guide; with its own weights")
+    parser.add_argument("--variant", default="", help="of the bundle, with its own weights")
     parser.add_argument("--dataset_dir", default="")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -54,12 +58,16 @@ def main() -> None:
 
     evaluator = workflow.evaluator
     batch = evaluator.data_loader.collate_fn([workflow.dataset[i] for i in (2,)])
-    measurement, truth = evaluator.prepare_batch(batch, torch.device("cpu"), False)
+    measurement, stack = evaluator.prepare_batch(batch, torch.device("cpu"), False)
+    space = measurement.space
+    truth = stack[:, space.channels("pet_fdg")]
+    guides = [unit_range(stack[:, space.channels(n)]) for n in space.names if n != "pet_fdg"]
     settings = workflow.parser.get_parsed_content("tuning").of(measurement, "pet_fdg")
     level, gain = arguments.level or settings["level"], settings["gain"]
     scan = verify.prepare(measurement, level=level, gain=gain)
     if arguments.costs:
         network = load_network(workflow, bundle=bundle).eval()
+        network = verify.Beside(network, torch.cat(guides, 1)) if guides else network
         data = measurement.operator["pet_fdg"], measurement.likelihood["pet_fdg"], measurement.y["pet_fdg"]
         c, rho = (t.reshape(-1, 1, 1, 1) for t in (scan.scale, scan.rho))
         with torch.no_grad():
@@ -79,7 +87,7 @@ def main() -> None:
         return
     images = clean_images(arguments.dataset_dir, truth)
     clean = torch.cat([gain * x / verify.mean_activity(x).reshape(-1, 1, 1, 1) for x in images])
-    maker = PreparePairs(measurement.space)
+    maker = PreparePairs(ImageSpace(["pet_fdg"], space.shape, space.spacing_mm))
     generator = torch.Generator().manual_seed(0)
     pairs = torch.cat([maker.pair(torch.cat([0 * x, x], 1), generator) for x in images])
     noisy = clean + pairs[:, 1:] - pairs[:, :1]
@@ -87,8 +95,12 @@ def main() -> None:
     for control in [None] if arguments.variant else [None, "unconstrained"]:
         name = control or arguments.variant or "model"
         network = load_network(workflow, control=control, bundle=bundle).eval()
+        if guides:
+            network = verify.Beside(network, torch.cat(guides, 1))
         begin = time.process_time()
-        result, ws, steps = verify.run(scan, network, iterations=arguments.iterations)
+        result, ws, steps = verify.run(
+            scan, network, iterations=arguments.iterations, inner_tolerance=arguments.inner_tolerance
+        )
         seconds = time.process_time() - begin
         print(f"{name}: level {level:g}, gain {gain:g}, {len(steps)} iterations, {sum(result.inner)} projections forth "
               f"and back, {seconds:.1f} processor s")  # fmt: skip

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from multirecon.blocks import Blocks
 from multirecon.bundle import Bundle, load, load_network, read_weights
+from multirecon.measurement import Measurement
 from multirecon.networks import dncnn as net
 from multirecon.priors.nonexpansive import jacobian_norms, lipschitz_ratios, reflection
 from multirecon.priors.nonexpansive_training import RenewNorms
+from multirecon.reconstruction.em import unit_range
 from multirecon.reconstruction.plug_and_play import mean_activity
 from multirecon.space import ImageSpace
 
@@ -201,6 +204,7 @@ def points(control=None, count=200, side=128):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_jacobian_norms_of_the_shipped_weights():
     found = check.norms(shipped(), points(), iterations=100)
     assert len(found) == 200
@@ -208,6 +212,7 @@ def test_jacobian_norms_of_the_shipped_weights():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_pairs_and_ascent_in_double_precision():
     assert float(check.pair_ratios(shipped(), points(side=64), 1000).max()) <= 1.05
     along = torch.cat(trajectory()[1][::100])[..., 32:96, 32:96]
@@ -215,6 +220,7 @@ def test_pairs_and_ascent_in_double_precision():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_residual_falls_and_the_fixed_point_equation_holds():
     result, ws, steps = trajectory()
     assert len(steps) == 500
@@ -227,6 +233,7 @@ def test_residual_falls_and_the_fixed_point_equation_holds():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_starts_agree():
     decibel, relative = check.spread_of_starts(scan()[0], shipped(), scan()[1], iterations=500)
     assert decibel < 0.1
@@ -234,11 +241,52 @@ def test_starts_agree():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_unconstrained_control_fails():
     found = check.norms(shipped("unconstrained"), points("unconstrained", count=20, side=64), iterations=50)
     assert float(found.max()) > 1.05
     result, _, steps = trajectory("unconstrained")
     assert check.rising_steps(steps) > 0 or float(result.residuals[-1]) > 1e-4
+
+
+def test_the_guided_variant_sees_its_t1_and_nothing_else_does():
+    """A blank T1 changes the PET image of the guided network, and leaves that of the other one as it is."""
+
+    def images(variant):
+        workflow = load(Bundle(ROOT), variant, device="$torch.device('cpu')", **Bundle(ROOT).quick)
+        network = load_network(workflow, bundle=Bundle(ROOT))
+        evaluator = load(Bundle(ROOT), "guided", device="$torch.device('cpu')").evaluator
+        batch = evaluator.data_loader.collate_fn([evaluator.data_loader.dataset[3]])
+        measurement, truth = evaluator.prepare_batch(batch, torch.device("cpu"), False)
+        data = [Blocks({**measurement.y, "t1": share * measurement.y["t1"]}) for share in (1.0, 0.0)]
+        scans = [Measurement(y, measurement.operator, measurement.likelihood, measurement.metadata) for y in data]
+        found = [torch.as_tensor(workflow.inferer(m, network))[:, 1:] for m in scans]
+        return *found, truth[:, measurement.space.channels("pet_fdg")]
+
+    beside, blank, truth = images("guided")
+    assert float((beside - truth).norm()) < 0.95 * float((blank - truth).norm())
+    assert torch.equal(*images(None)[:2])
+
+
+def test_a_guided_denoiser_beside_a_guide_is_a_map_of_images_of_every_size():
+    network = DnCNN(3, 4, guides=1)
+    guide = torch.rand(1, 1, 12, 12)
+    beside = check.Beside(network, guide)
+    small = torch.rand(2, 1, 8, 8)
+    expected = network(torch.cat([small, guide[..., 2:10, 2:10].expand(2, 1, 8, 8)], 1))
+    torch.testing.assert_close(beside(small), expected)
+    assert beside.double()(torch.rand(2, 1, 12, 12).double()).shape == (2, 1, 12, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_jacobian_norms_beside_a_guide():
+    workflow = load(Bundle(ROOT), "guided", device="$torch.device('cpu')")
+    evaluator = workflow.evaluator
+    batch = evaluator.data_loader.collate_fn([workflow.dataset[3]])
+    _, stack = evaluator.prepare_batch(batch, torch.device("cpu"), False)
+    beside = check.Beside(load_network(workflow, bundle=Bundle(ROOT)), unit_range(stack[:, :1]))
+    assert float(check.norms(beside, points(count=40), iterations=100).max()) <= 1.05
 
 
 def test_exponent_of_a_power_law_and_a_straight_line():
