@@ -2,7 +2,7 @@
 
 `python ci/pnp_bias_std.py pet_counts_5 --realisations 5` simulates scans of test slices into which a hot ring was put,
 reconstructs them with every method at several strengths, and prints bias and spread in percent by region; then, paired
-by slice and with 95 % intervals over heads, the size of the bias where each method has the spread of another one at its
+by slice and with 95 % intervals over heads, the bias where each method has the spread of another one at its
 tuned strength, and the spread where it has the other's bias, both along straight lines between the strengths.
 `--postprocess FILE` adds OSEM followed by a network of the training overlay `train_postprocess.json`.
 """
@@ -111,7 +111,7 @@ def postprocessed(path: Path, cases: list[Scans]) -> dict[str, list[Tensor]]:
 
 
 Points = dict[str, dict[str, list[tuple[float, float]]]]
-"""Setting -> region -> size of the bias and spread of every slice that has the region, in percent."""
+"""Setting -> region -> bias and spread of every slice that has the region, in percent."""
 
 
 def points_of(settings: dict[str, list[Tensor]], cases: list[Scans], regions: list[str]) -> Points:
@@ -146,10 +146,10 @@ def compare(found: dict[str, Points], tuned: dict[str, str], regions: dict[str, 
             for region, heads in regions.items():
                 differences: tuple[list[tuple[str, float]], ...] = [], []
                 for k, head in enumerate(heads):
-                    line = [(values[region][k][1], abs(values[region][k][0])) for values in points.values()]
+                    line = [(values[region][k][1], values[region][k][0]) for values in points.values()]
                     bias, spread = found[other][tuned[other]][region][k]
                     for kind, (values, at, against) in enumerate(
-                        ((line, spread, abs(bias)), ([(b, s) for s, b in line], abs(bias), spread))
+                        ((line, spread, bias), ([(b, s) for s, b in line], bias, spread))
                     ):
                         value = along(values, at)
                         if value is not None:
@@ -188,7 +188,7 @@ def main() -> None:
     heads = [str(task.samples()[i]["id"]).split("/")[0] for i in arguments.slices]
     regions = {n: [h for h, c in zip(heads, cases, strict=True) if n in c.regions] for n in names}
     tuned = {name: list(points)[SWEEPS[name][1].index(1.0) if name in SWEEPS else 0] for name, points in found.items()}
-    print("\n| | region | size of the bias at the spread of the other | spread at the bias of the other |")
+    print("\n| | region | bias at the spread of the other | spread at the bias of the other |")
     print("|---|---|---|---|")
     compare(found, tuned, regions)
 

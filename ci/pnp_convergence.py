@@ -65,9 +65,13 @@ def main() -> None:
     settings = workflow.parser.get_parsed_content("tuning").of(measurement, "pet_fdg")
     level, gain = arguments.level or settings["level"], settings["gain"]
     scan = verify.prepare(measurement, level=level, gain=gain)
+
+    def denoiser(control: str | None = None) -> torch.nn.Module:
+        network = load_network(workflow, control=control, bundle=bundle)
+        return verify.Beside(network, torch.cat(guides, 1)) if guides else network
+
     if arguments.costs:
-        network = load_network(workflow, bundle=bundle).eval()
-        network = verify.Beside(network, torch.cat(guides, 1)) if guides else network
+        network = denoiser()
         data = measurement.operator["pet_fdg"], measurement.likelihood["pet_fdg"], measurement.y["pet_fdg"]
         c, rho = (t.reshape(-1, 1, 1, 1) for t in (scan.scale, scan.rho))
         with torch.no_grad():
@@ -94,9 +98,7 @@ def main() -> None:
     # the control is of the network of the bundle itself
     for control in [None] if arguments.variant else [None, "unconstrained"]:
         name = control or arguments.variant or "model"
-        network = load_network(workflow, control=control, bundle=bundle).eval()
-        if guides:
-            network = verify.Beside(network, torch.cat(guides, 1))
+        network = denoiser(control)
         begin = time.process_time()
         result, ws, steps = verify.run(
             scan, network, iterations=arguments.iterations, inner_tolerance=arguments.inner_tolerance

@@ -160,3 +160,21 @@ def test_tables_of_energies_and_of_materials_by_place(script, tmp_path, capsys):
     assert page.read_text().startswith("a\n<!-- study materials_iodine -->\n| method | material |")
     assert study.main([str(tmp_path), "--page", str(page)]) == 2  # a block for every task, or an error
     assert "expected one block" in capsys.readouterr().err
+
+
+def test_counts_at_which_a_reference_has_an_error(script):
+    """Straight lines over the logarithm of the counts; beyond the ends the end, and said to be so."""
+    counts_of = script("dose_equivalence").counts_of
+    line = [(2.5, 0.5), (5.0, 0.4), (10.0, 0.2)]
+    assert counts_of(line, 0.3) == (pytest.approx(50**0.5), True)
+    assert counts_of(line, 0.4) == (pytest.approx(5.0), True)
+    assert counts_of(line, 0.6) == (2.5, False)
+    assert counts_of(line, 0.1) == (10.0, False)
+
+
+def test_bias_at_a_spread_lies_on_a_straight_line_or_nowhere(script):
+    along = script("pnp_bias_std").along
+    line = [(3.0, 10.0), (1.0, 30.0), (2.0, 20.0)]
+    assert along(line, 1.5) == pytest.approx(25.0)
+    assert along(line, 3.0) == pytest.approx(10.0)
+    assert along(line, 3.1) is None
