@@ -61,7 +61,11 @@ def load_scan(folder: Path, *, fraction: float = 0.1, seed: int = 0, phase_size:
     The phase is that of a complex CG-SENSE image of the kept samples under a low-pass of ``phase_size`` frequencies:
     the calibration block alone (24 x 24) is too small for this head's phase.
     """
-    kspace, mask = read_kspace(folder / FILE)
+    return split(*read_kspace(folder / FILE), fraction=fraction, seed=seed, phase_size=phase_size)
+
+
+def split(kspace: Tensor, mask: Tensor, *, fraction: float = 0.1, seed: int = 0, phase_size: int = 128) -> Scan:
+    """Hold samples out of k-space ``(coils, H, W)``, estimate maps and phase from the rest, as :func:`load_scan`."""
     block = calibration_size(mask)
     kept, held_out = hold_out(mask, fraction, torch.Generator().manual_seed(seed), calibration=block)
     seen = kspace * kept

@@ -220,9 +220,22 @@ class NetworkDenoiser:
         Returns:
             input ``(B, C', *shape')``, target of the same shape, timestep ``(B,)``.
         """
-        sigma = level(sigma, x0)
-        w, mean, (c_in, c_skip, c_out) = self.precondition(x0 + expand(sigma, x0) * noise, sigma)
-        target = (self.domain.forward(x0) - mean - c_skip * (w - mean)) / c_out
+        return self.regression_pair(x0 + expand(level(sigma, x0), x0) * noise, x0, sigma)
+
+    def regression_pair(self, x: Tensor, clean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the network is fed with, its answer for which the denoiser returns ``clean``, and its time.
+
+        Args:
+            x: noisy image ``(B, C, *shape)`` in the range of the prior.
+            clean: what should become of it, alike.
+            sigma: noise levels ``(B,)``.
+
+        Returns:
+            as :meth:`training_pair`.
+        """
+        sigma = level(sigma, x)
+        w, mean, (c_in, c_skip, c_out) = self.precondition(x, sigma)
+        target = (self.domain.forward(clean) - mean - c_skip * (w - mean)) / c_out
         return c_in * (w - mean), target, self.schedule.timestep(sigma)
 
     def precondition(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:

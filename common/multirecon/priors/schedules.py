@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -131,17 +132,32 @@ class NoiseSchedule:
             raise ValueError(f"count, sigma_max: expected >= 2 and a level in ({low:g}, {high:g}], got {count}, {top}")
         return self.timestep(torch.linspace(math.log(low), math.log(top), count, dtype=torch.float64).exp())
 
-    def kept_steps(self, count: int) -> Tensor:
-        """Return ``count`` times, rounded and evenly spaced from 0 to ``T - 1``, ascending, ``(count,)`` integers.
+    def kept_steps(self, count: int, spacing: Literal["linspace", "trailing"] = "linspace") -> Tensor:
+        """Return ``count`` rounded, evenly spaced times, ascending, ``(count,)`` integers.
 
         Args:
             count: number of times to keep, 1 to ``T``; a single one is the last time.
+            spacing: ``"linspace"`` from 0 to ``T - 1``, or ``"trailing"``, which leaves out 0: for few steps, whose
+                last one would be spent where nothing is left to denoise.
 
         Raises:
-            ValueError: if there are not as many times.
+            ValueError: if there are not as many times, or on another spacing.
+
+        Example:
+            >>> schedule = NoiseSchedule.cosine(1000)
+            >>> schedule.kept_steps(4).tolist(), schedule.kept_steps(4, "trailing").tolist()
+            ([0, 333, 666, 999], [249, 499, 749, 999])
+
+        References:
+            lin2024
         """
         if not 1 <= count <= self.num_timesteps:
             raise ValueError(f"count: expected 1 to {self.num_timesteps}, got {count}")
+        if spacing not in ("linspace", "trailing"):
+            raise ValueError(f"spacing: expected 'linspace' or 'trailing', got {spacing!r}")
+        if spacing == "trailing":
+            times = torch.linspace(0, self.num_timesteps, count + 1, dtype=torch.float64)[1:]
+            return times.round().long() - 1
         if count == 1:
             return torch.tensor([self.num_timesteps - 1])
         return torch.linspace(0, self.num_timesteps - 1, count, dtype=torch.float64).round().long()

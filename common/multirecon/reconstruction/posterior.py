@@ -129,6 +129,7 @@ class DecomposedSampling(_DiffusionSampler):
         eta: share of fresh noise of a step, 0 to 1.
         noise_split: see :func:`~multirecon.priors.reverse_diffusion`.
         order: 2 for the multistep solver.
+        spacing: of the times, see :meth:`~multirecon.priors.NoiseSchedule.kept_steps`; a shortened run has its own.
         strength: weight of the prior in the correction, dimensionless; a tuned ``strength`` goes before it.
         weight: rule for ``rho``.
         error: error variance of the denoiser at ``sigma = 1`` in the network's range, its variance as a function of
@@ -163,6 +164,7 @@ class DecomposedSampling(_DiffusionSampler):
         eta: float = 0.85,
         noise_split: Literal["ddim", "dds"] = "ddim",
         order: Literal[1, 2] = 1,
+        spacing: Literal["linspace", "trailing"] = "linspace",
         strength: float = 1.0,
         weight: Literal["error", "constant"] = "error",
         error: float | Callable[[float], float] | DenoiserError = _ERROR,
@@ -191,8 +193,9 @@ class DecomposedSampling(_DiffusionSampler):
             raise ValueError(f"calibration: expected 0 to 1, got {calibration}")
         if exact_air is not None and not exact_air >= 0:
             raise ValueError(f"exact_air: expected >= 0 or None, got {exact_air}")
-        if weight not in ("error", "constant"):
-            raise ValueError(f"weight: expected 'error' or 'constant', got {weight!r}")
+        if weight not in ("error", "constant") or spacing not in ("linspace", "trailing"):
+            raise ValueError(f"weight, spacing: expected 'error' or 'constant' and 'linspace' or 'trailing', "
+                             f"got {weight!r} and {spacing!r}")  # fmt: skip
         if not 0 < start <= 1 or (start < 1) != (initial is not None):
             raise ValueError(
                 f"start, initial: expected 1 and none, or a fraction and an image to start from, got {start}"
@@ -200,6 +203,7 @@ class DecomposedSampling(_DiffusionSampler):
         self.eta = eta
         self.noise_split = noise_split
         self.order = order
+        self.spacing = spacing
         self.strength = strength
         self.weight = weight
         self.error = error
@@ -225,7 +229,11 @@ class DecomposedSampling(_DiffusionSampler):
         curvature = mean_curvature(data.operator, data.likelihood, data.y) if self.precondition else None
         attenuating = [c for name in data.available if isinstance(measurement.likelihood[name], TransmissionPoisson)
                        for c in range(*space.channels(name).indices(space.num_channels))]  # fmt: skip
-        physical, end = torch.empty(0), self.prior.schedule.sigma_range[0]
+        last = round(self.start * (self.prior.schedule.num_timesteps - 1))
+        times = self.prior.schedule.kept_steps(self.steps, self.spacing)
+        if self.start < 1:
+            times = torch.unique(torch.linspace(0, last, self.steps, dtype=torch.float64).round().long())
+        physical, end = torch.empty(0), float(self.prior.schedule.sigma(times[:1].double()))
 
         def correct(estimate: Tensor, sigma: float) -> Tensor:
             nonlocal physical
@@ -253,10 +261,6 @@ class DecomposedSampling(_DiffusionSampler):
             )
             return self._within(scaling(physical), variance, attenuating, last=sigma <= end)
 
-        last = round(self.start * (self.prior.schedule.num_timesteps - 1))
-        times = self.prior.schedule.kept_steps(self.steps)
-        if self.start < 1:
-            times = torch.unique(torch.linspace(0, last, self.steps, dtype=torch.float64).round().long())
         clean = reverse_diffusion(
             self._denoiser(network),
             self.prior.schedule,

@@ -55,6 +55,15 @@ def test_wrong_arguments_are_named():
         NoiseSchedule.cosine(10).sigma(torch.tensor([10.0]))
     with pytest.raises(ValueError, match="count"):
         NoiseSchedule.cosine(10).kept_steps(11)
+    with pytest.raises(ValueError, match="spacing"):
+        NoiseSchedule.cosine(10).kept_steps(2, "leading")
+
+
+def test_trailing_steps_leave_out_zero():
+    schedule = NoiseSchedule.cosine(1000)
+    assert schedule.kept_steps(1, "trailing").tolist() == [999]
+    assert schedule.kept_steps(4, "trailing").tolist() == [249, 499, 749, 999]
+    assert schedule.kept_steps(1000, "trailing").tolist() == list(range(1000))
 
 
 def test_even_levels_are_even_in_the_logarithm():

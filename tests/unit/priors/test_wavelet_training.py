@@ -58,7 +58,7 @@ def test_shipped_network_fits_the_budget_in_float16():
     assert 2 * PARAMETERS["train"] < 9e6
 
 
-@pytest.mark.parametrize("overlay", [[], ["evaluate"], ["train_gpu"], ["train_published"]], ids=str)
+@pytest.mark.parametrize("overlay", [[], ["evaluate"], ["train_gpu"], ["train_published"], ["train_student"]], ids=str)
 def test_every_required_property_is_there(overlay, dataset):
     made = workflow("train", *overlay, bundle_root=str(BUNDLE), dataset_dir=dataset)
     made.initialize()
@@ -101,6 +101,27 @@ def test_training_runs_resumes_and_exports(dataset, tmp_path):
     evaluated.initialize()
     evaluated.run()
     assert (tmp_path / "out" / "metrics.csv").exists()
+
+
+def test_a_student_starts_from_its_teacher_and_moves(dataset, tmp_path):
+    small = {f"network_def#{key}": value for key, value in SMALL.items()}
+    common = {"bundle_root": str(tmp_path), "dataset_dir": dataset, "batch_size": 2, "epoch_length": 2,
+              "sigmas": [0.3, 1.0], "device": "$torch.device('cpu')", **small}  # fmt: skip
+    teacher = workflow("train", **common, ckpt_dir=str(tmp_path / "teacher"), max_steps=2)
+    teacher.initialize()
+    teacher.run()
+    path = tmp_path / "teacher" / "model.pt"
+    made = workflow(
+        "train", "train_student", **common, ckpt_dir=str(tmp_path / "run"), teacher_path=str(path), decay_steps=2
+    )
+    made.initialize()
+    made.run()
+    before, after = (torch.load(p, weights_only=True) for p in (path, tmp_path / "run" / "model.pt"))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    kept = made.parser.get_parsed_content("teacher").state_dict()
+    assert all(torch.equal(kept[name].half(), before[name]) for name in before)
+    assert list(csv.DictReader((tmp_path / "run" / "curve.csv").open()))[-1]["step"] == "2"
 
 
 def test_unconditional_samples_by_the_stock_command(tmp_path):

@@ -489,6 +489,20 @@ def test_warm_start_and_the_multistep_solver():
     assert errors[2] < 0.5 * errors[1], errors
 
 
+def test_trailing_steps_spend_none_where_nothing_is_left_to_denoise():
+    measurement, prior = sensing(), network_prior()
+    seen = []
+
+    class Watching(Small):
+        def forward(self, image, timestep=None):
+            seen.append(float(timestep[0]))
+            return super().forward(image, timestep)
+
+    for spacing in ("linspace", "trailing"):
+        DecomposedSampling(prior, steps=4, spacing=spacing)(measurement, Watching())
+    assert seen == pytest.approx([999, 666, 333, 0, 999, 749, 499, 249], abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -499,6 +513,7 @@ def test_warm_start_and_the_multistep_solver():
         ({"iterations": 0}, "iterations"),
         ({"calibration": 1.5}, "calibration"),
         ({"weight": "none"}, "weight"),
+        ({"spacing": "leading"}, "spacing"),
         ({"exact_air": -1.0}, "exact_air"),
         ({"start": 0.5}, "initial"),
         ({"autocast": "int8"}, "autocast"),
