@@ -16,9 +16,7 @@ from multirecon.data.cached_slabs import build
 from multirecon.networks.unet import UNet
 
 BUNDLE = Path(__file__).parents[3] / "bundles" / "wavelet_diffusion_petct3d"
-METADATA = next(
-    p for p in (BUNDLE / "configs" / "metadata.json", BUNDLE / "docs" / "metadata_draft.json") if p.exists()
-)
+METADATA = BUNDLE / "configs" / "metadata.json"
 PARAMETERS = {"train": 1_403_872, "train_published": 57_942_480}
 SMALL = {"network_def#channels": [8, 16], "network_def#attention_levels": [False, True],
          "network_def#num_head_channels": 8, "network_def#norm_num_groups": 8}  # fmt: skip
@@ -150,3 +148,11 @@ def test_two_processes_train_together(dataset, tmp_path):
     subprocess.run(command, check=True, env=environment, timeout=250, capture_output=True)
     assert [row["step"] for row in csv.DictReader((tmp_path / "curve.csv").open())] == ["2", "4"]
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 4
+
+
+def test_the_control_is_reconstructed_with_as_it_was_trained():
+    trained, used = config("train_slices"), config("inference_slices")
+    for key in ("prior#domain", "prior#parametrisation", "network_def"):
+        assert used[key] == trained[key]
+    assert config("inference")["prior"] == config("train")["prior"]
+    assert config("inference")["network_def"] == config("train")["network_def"]
