@@ -5,12 +5,14 @@ import json
 import sys
 import weakref
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
 from contract.promises import (
     LEAST_LOSS,
     LEAST_LOSS_OF_SPARSE_CODES,
+    LEAST_LOSS_OF_VOLUMES,
     applicability_faults,
     is_stochastic,
     least_loss,
@@ -24,6 +26,7 @@ from contract.tiny_bundle import randomise, write_tiny
 from monai.data import MetaTensor
 
 from multirecon.blocks import Blocks
+from multirecon.bundle import find
 from multirecon.likelihoods import BlockLikelihood, Gaussian
 from multirecon.measurement import Measurement
 from multirecon.operators import BlockDiagonal, Identity, MaskedFourier
@@ -175,10 +178,14 @@ def test_method_that_ignores_its_network_loses_nothing(tiny):
     assert loss_without_weights(tiny) == 0.0
 
 
-def test_only_synthesis_dictionaries_are_held_to_less(tiny, monkeypatch):
+def test_only_synthesis_dictionaries_and_volumes_are_held_to_less(tiny, monkeypatch):
     assert least_loss(tiny) == LEAST_LOSS == 2.0
     monkeypatch.setattr("contract.promises.SynthesisDictionary", torch.nn.Module)
     assert least_loss(tiny) == LEAST_LOSS_OF_SPARSE_CODES >= 0.8
+    monkeypatch.undo()
+    bundles = Path(__file__).resolve().parents[2] / "bundles"
+    assert least_loss(find(bundles / "wavelet_diffusion_petmrct")) == LEAST_LOSS
+    assert least_loss(find(bundles / "wavelet_diffusion_petct3d")) == LEAST_LOSS_OF_VOLUMES >= 1.0
 
 
 def test_bundle_whose_preparation_leaks_is_caught(tiny):
