@@ -63,8 +63,8 @@ def scan_affine(image: Tensor) -> list[list[float]]:
     return [[0.0, -wide, 0.0, wide * column], [-high, 0.0, 0.0, high * row], [0.0, 0.0, 1.0, 0.0], [0, 0, 0, 1]]
 
 
-def measurements(scan: Scan, level: float) -> tuple[Measurement, Measurement, float]:
-    """Return the kept samples on the scan's own grid and on the prior's, and what the data were multiplied by."""
+def measurements(scan: Scan, level: float) -> tuple[Measurement, Measurement, Resample, float]:
+    """Return the kept samples on the scan's own grid and on the prior's, what leads from there, and the data's gain."""
     operator = MaskedFourier(scan.kept, scan.maps)
     image = sense(operator, scan.kspace * scan.kept)
     inner = image[0, 0, KEPT[0] // 3 : -KEPT[0] // 3, KEPT[1] // 3 : -KEPT[1] // 3]
@@ -77,11 +77,9 @@ def measurements(scan: Scan, level: float) -> tuple[Measurement, Measurement, fl
     likelihood = BlockLikelihood({MODALITY: Gaussian(gain * scan.sigma, support=scan.kept[None, None])})
     turn = Resample((1, GRID, GRID), KEPT, source_affine=prior.affine, target_affine=own.affine)
     meta = {"source": "mikgroup/sigpy-mri-tutorial, data/cartesian_ksp.npy, BSD-3-Clause", "simulated": False}
-    stacks = {own: MaskedFourier(scan.kept[None], scan.maps[None]), prior: operator @ turn}
-    first, second = (
-        Measurement(data, BlockDiagonal(space, {MODALITY: a}), likelihood, meta) for space, a in stacks.items()
-    )
-    return first, second, gain
+    seen = ((own, MaskedFourier(scan.kept[None], scan.maps[None])), (prior, operator @ turn))
+    first, second = (Measurement(data, BlockDiagonal(space, {MODALITY: a}), likelihood, meta) for space, a in seen)
+    return first, second, turn, gain
 
 
 def main() -> int:
@@ -94,8 +92,7 @@ def main() -> int:
     kspace, _ = read_kspace(real_data(FILE) / FILE)
     kspace = crop(kspace, KEPT)
     scan = split(kspace, (kspace != 0).any(0).float(), phase_size=64)
-    own, on_prior, gain = measurements(scan, given.level)
-    turn = Resample((1, GRID, GRID), KEPT, source_affine=on_prior.space.affine, target_affine=own.space.affine)
+    own, on_prior, turn, gain = measurements(scan, given.level)
     print(f"acceleration {acceleration(scan.kept):.2f}, held out {int(scan.held_out.sum())} points, "
           f"sigma <= {gain * scan.sigma:.4f}, noise floor <= {noise_floor(scan):.3f}")  # fmt: skip
     panels, stacks = [], {}

@@ -34,6 +34,13 @@ class NoisyBatch:
     sigma: Tensor
 
 
+def stratified(count: int, generator: torch.Generator) -> Tensor:
+    """Return numbers in [0, 1), one in each of ``count`` equal parts, ``(count,)`` in random order."""
+    device = generator.device
+    return (torch.randperm(count, generator=generator, device=device)
+            + torch.rand(count, generator=generator, device=device)) / count  # fmt: skip
+
+
 def check_units(units: str) -> str:
     """Return the units of a stack, ``"physical"`` or ``"unit"``.
 
@@ -114,9 +121,7 @@ class DiffusionPrior:
         Returns:
             ``(count,)`` in random order, on the generator's device.
         """
-        device = generator.device
-        part = (torch.randperm(count, generator=generator, device=device) +
-                torch.rand(count, generator=generator, device=device)) / count  # fmt: skip
+        part = stratified(count, generator)
         return self.schedule.sigma(part.to(torch.float32) * (self.schedule.num_timesteps - 1))
 
     def noisy_batch(self, x0: Tensor, generator: torch.Generator) -> NoisyBatch:

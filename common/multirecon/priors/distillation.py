@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .denoiser import expand, predicted_noise
-from .diffusion import DiffusionPrior
-from .training import PrepareNoisy, keyed_generator
+from .diffusion import DiffusionPrior, stratified
+from .training import PrepareNoisy
 
 __all__ = ["PrepareConsistency", "frozen_copy"]
 
@@ -86,21 +85,10 @@ class PrepareConsistency(PrepareNoisy):
         self.network = student
         self.levels = prior.schedule.sigma(prior.schedule.kept_steps(intervals + 1).double())
 
-    def __call__(
-        self,
-        batchdata: Mapping[str, Any],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor], dict[str, Any]]:
-        """Return ``(input, target, (timestep,), {})``."""
-        x0 = self.clean(batchdata, device, non_blocking)
-        generator = keyed_generator("noise", self.seed, self.step, self.rank, device=x0.device)
-        count, intervals = len(x0), len(self.levels) - 1
-        # one in each of ``count`` equal parts of the intervals, in random order
-        part = (torch.randperm(count, generator=generator, device=x0.device)
-                + torch.rand(count, generator=generator, device=x0.device)) / count  # fmt: skip
-        upper = (part * intervals).long().clamp(max=intervals - 1) + 1
+    def pair(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return input, target and time of clean images ``(B, C, *shape)`` in the network's range."""
+        intervals = len(self.levels) - 1
+        upper = (stratified(len(x0), generator) * intervals).long().clamp(max=intervals - 1) + 1
         levels = self.levels.to(x0)
         sigma, lower = levels[upper], levels[upper - 1]
         z = x0 + expand(sigma, x0) * torch.randn(x0.shape, generator=generator, device=x0.device)
@@ -109,6 +97,6 @@ class PrepareConsistency(PrepareNoisy):
         with torch.no_grad():
             estimate, direction = predicted_noise(self.teacher, z, sigma)
             clean = self.student(estimate + expand(lower, x0) * direction, lower)
-            image, target, timestep = self.student.regression_pair(z, clean, sigma)
+            pair = self.student.regression_pair(z, clean, sigma)
         self.network.train(training)
-        return image, target, (timestep,), {}
+        return pair

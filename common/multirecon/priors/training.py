@@ -155,19 +155,22 @@ class PrepareNoisy(FollowsStep, PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple[Tensor], dict[str, Any]]:
         """Return ``(input, target, (timestep,), {})``."""
-        x0 = self.clean(batchdata, device, non_blocking)
-        noisy = self.prior.noisy_batch(x0, keyed_generator("noise", self.seed, self.step, self.rank, device=x0.device))
-        return noisy.image, noisy.target, (noisy.timestep,), {}
-
-    def clean(self, batchdata: Mapping[str, Any], device: str | torch.device | None, non_blocking: bool) -> Tensor:
-        """Return the batch's images, augmented, in the network's range."""
         moved = self.augmentation is not None
         image = _tensor(batchdata["fine" if moved and "fine" in batchdata else "image"], device, non_blocking)
         if self.augmentation is not None:
             brain = _tensor(batchdata["brain"], device, non_blocking) if "brain" in batchdata else None
             generator = keyed_generator("augment", self.seed, self.step, self.rank)
             image = self.augmentation(image, brain, generator=generator)
-        return self.prior.to_range(image, self.units)
+        x0 = self.prior.to_range(image, self.units)
+        image, target, timestep = self.pair(
+            x0, keyed_generator("noise", self.seed, self.step, self.rank, device=x0.device)
+        )
+        return image, target, (timestep,), {}
+
+    def pair(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return input, target and time of clean images ``(B, C, *shape)`` in the network's range."""
+        noisy = self.prior.noisy_batch(x0, generator)
+        return noisy.image, noisy.target, noisy.timestep
 
 
 class NetworkInferer(Inferer):
