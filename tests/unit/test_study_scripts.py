@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from multirecon.bundle import read_weights
 from multirecon.harness.hypotheses import Evidence
 from multirecon.harness.leaderboard import select
 from multirecon.harness.records import Record
+from multirecon.space import ImageSpace, Modality
 
 CI = Path(__file__).resolve().parents[2] / "ci"
 
@@ -178,3 +180,47 @@ def test_bias_at_a_spread_lies_on_a_straight_line_or_nowhere(script):
     assert along(line, 1.5) == pytest.approx(25.0)
     assert along(line, 3.0) == pytest.approx(10.0)
     assert along(line, 3.1) is None
+
+
+def test_rivals_are_what_they_are_called(script):
+    study = script("rivals_study")
+    space = ImageSpace([Modality(n) for n in ("t1", "flair", "t2star", "pet_fdg")], (128, 128), [1.875, 1.875])
+    images = torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0))
+    regression = study.made("regression", space).eval()
+    other = images.clone()
+    other[:, 3] = 0.0  # what is to be made is not looked at
+    with torch.no_grad():
+        assert torch.equal(regression(images)[:, :3], images[:, :3])
+        assert torch.equal(regression(images)[:, 3], regression(other)[:, 3])
+    for name in ("vae", "gan"):
+        rival = study.made(name, space)
+        assert rival.images(2).shape == images.shape
+        assert torch.isfinite(rival.loss(images))
+    gan = study.made("gan", space)
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4 * 128 * 128, 1, bias=False))
+    flat[1].weight.data.fill_(1 / 256)  # a gradient of norm one everywhere
+    gan.critic = flat
+    torch.manual_seed(0)
+    expected = gan.images(2)
+    torch.manual_seed(0)
+    got = gan.critic_loss(images)
+    torch.testing.assert_close(got, flat(expected).mean() - flat(images).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_images_that_an_evaluation_kept_are_scored(script, tmp_path):
+    study = script("rivals_study")
+    task = study.tasks.load("pet_from_mr")
+    folder = tmp_path / "images" / task.name
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for sample in ("09-0-57", "15-0-52"):
+        truth = torch.rand(task.space.num_channels, 128, 128, generator=generator).numpy()
+        np.save(folder / f"{sample}_truth_0.npy", truth)
+        np.save(folder / f"{sample}_perfect_1.npy", truth)
+        np.save(folder / f"{sample}_perfect_1.trust.npy", truth)
+        np.save(folder / f"{sample}_half-mps_2.npy", truth / 2)
+    found = study.recorded(tmp_path, task)
+    assert set(found) == {"perfect", "half-mps"}
+    assert found["perfect"]["ssim"] == pytest.approx(1.0)
+    assert found["half-mps"]["hfer"] == pytest.approx(0.25, rel=1e-3)
+    assert found["half-mps"]["slices"] == 2
