@@ -19,27 +19,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from multirecon.files import atomic_path
+from multirecon.networks.inflated import InflatedUNet
 from multirecon.networks.unet import UNet
 from multirecon.priors import DiffusionPrior, HaarDomain, NoiseSchedule, Parametrisation, PixelDomain
 from multirecon.space import ImageSpace, Modality
 
 MIB = 2**20
-NETWORKS: dict[int, dict[str, Any]] = {
-    # the networks of the bundles wavelet_diffusion_petmrct and wavelet_diffusion_petct3d
-    2: {"channels": [48, 96, 128], "num_res_blocks": 1, "attention_levels": [False, False, True],
+PLANE, VOLUME, INFLATED = "2D", "3D", "inflated"
+NETWORKS: dict[str, dict[str, Any]] = {
+    # of wavelet_diffusion_petmrct, and of wavelet_diffusion_petct3d: configs/train_haar3d.json and configs/train.json
+    PLANE: {"channels": [48, 96, 128], "num_res_blocks": 1, "attention_levels": [False, False, True],
         "num_head_channels": 32, "norm_num_groups": 16},
-    3: {"channels": [32, 48, 48], "num_res_blocks": 1, "attention_levels": [False, False, True],
+    VOLUME: {"channels": [32, 48, 48], "num_res_blocks": 1, "attention_levels": [False, False, True],
+        "num_head_channels": 16, "norm_num_groups": 16, "skip": "add", "resblock_updown": False},
+    INFLATED: {"channels": [48, 64, 96], "num_res_blocks": 1, "attention_levels": [False, False, True],
         "num_head_channels": 16, "norm_num_groups": 16, "skip": "add", "resblock_updown": False},
 }  # fmt: skip
 MODALITIES = {2: ("t1", "flair", "t2star", "ct", "pet_fdg"), 3: ("ct", "pet_fdg")}
-GOALS = {2: 3.0, 3: 5.0}
+GOALS = {PLANE: 3.0, VOLUME: 5.0}
+SIZES = [(PLANE, [128, 128], 8), (VOLUME, [64, 64, 16], 4), (INFLATED, [64, 64, 16], 4)]
 LEVELS = (0, 1, 2)
 NAMES = {0: "pixels", 1: "wavelet, one level", 2: "wavelet, two levels"}
 CUBES = {0: range(64, 129, 16), 1: range(128, 257, 16)}
 
 Case = dict[str, Any]
+
+
+def network_of(kind: str, channels: int) -> nn.Module:
+    """Return a network of a kind for a number of coefficients a position."""
+    if kind == INFLATED:
+        return InflatedUNet(channels, out_channels=channels, **NETWORKS[kind])
+    return UNet(int(kind[0]), channels, out_channels=channels, **NETWORKS[kind])
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -48,15 +61,17 @@ def measure(case: Case) -> dict[str, float]:
     torch.set_num_threads(1)
     units = {"ct": Modality("ct", unit="1/cm", scale=0.2)}
     space = ImageSpace([units.get(n, Modality(n)) for n in MODALITIES[dims]], shape, [3.75] * dims)
-    domain = HaarDomain(levels=case["levels"]) if case["levels"] else PixelDomain()
+    kind = case["kind"]
+    axes = 2 if kind == INFLATED else dims  # bands in the plane of the slices alone
+    domain = HaarDomain(axes=axes, levels=case["levels"]) if case["levels"] else PixelDomain()
     prior = DiffusionPrior(
         space, NoiseSchedule.cosine(1000), parametrisation=Parametrisation("sample"), domain=domain, clamp=None
     )
-    bands = 2 ** (dims * case["levels"])
+    bands = 2 ** (axes * case["levels"])
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(case["batch"], space.num_channels, *shape, generator=generator).to(device)
     # a tiny network first: the code of kernels, autograd and optimiser is none of the method's memory
-    small = UNet(dims, 1, out_channels=1, **NETWORKS[dims]).to(device)
+    small = network_of(kind, 1).to(device)
     small(torch.ones(1, 1, *[8] * dims, device=device)).sum().backward()
     torch.optim.AdamW(small.parameters()).step()
     del small
@@ -64,7 +79,7 @@ def measure(case: Case) -> dict[str, float]:
     before = _reset_peak(device)
     channels = space.num_channels * bands
     torch.manual_seed(0)
-    network = UNet(dims, channels, out_channels=channels, **NETWORKS[dims]).to(device)
+    network = network_of(kind, channels).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
 
@@ -137,7 +152,7 @@ class Results:
         return self.known[key]
 
 
-def comparison(results: Results, shape: list[int], batch: int, device: str) -> list[str]:
+def comparison(results: Results, kind: str, shape: list[int], batch: int, device: str) -> list[str]:
     """Return the table of the domains at one image size."""
     rows = [
         "| domain | parameters | training: peak MiB | factor | step s | factor | denoising: peak MiB | factor |",
@@ -145,7 +160,7 @@ def comparison(results: Results, shape: list[int], batch: int, device: str) -> l
     ]
     first: tuple[dict[str, float], dict[str, float]] | None = None
     for levels in LEVELS:
-        case = {"shape": shape, "batch": batch, "levels": levels, "device": device}
+        case = {"kind": kind, "shape": shape, "batch": batch, "levels": levels, "device": device}
         train = results({**case, "mode": "training", "steps": 2})
         denoise = results({**case, "mode": "denoising", "steps": 1})
         first = first or (train, denoise)
@@ -165,7 +180,8 @@ def largest(results: Results, budget: int, device: str) -> list[str]:
     for levels, sizes in CUBES.items():
         fits: tuple[int, float] | None = None
         for n in sizes:
-            case = {"shape": [n] * 3, "batch": 1, "levels": levels, "device": device, "mode": "training", "steps": 1}
+            case = {"kind": VOLUME, "shape": [n] * 3, "batch": 1, "levels": levels, "device": device,
+                    "mode": "training", "steps": 1}  # fmt: skip
             peak = results(case)["bytes"]
             if peak > budget:
                 fitting = ("none", "-") if fits is None else (f"{fits[0]}^3", f"{fits[1] / MIB:.0f}")
@@ -178,26 +194,30 @@ def largest(results: Results, budget: int, device: str) -> list[str]:
     return rows
 
 
-def verdict(results: Results, shape: list[int], batch: int, device: str) -> str:
-    """Return the factor of one level against its goal."""
-    cases = [{"shape": shape, "batch": batch, "levels": n, "device": device, "mode": "training", "steps": 2}
-             for n in (0, 1)]  # fmt: skip
+def verdict(results: Results, kind: str, shape: list[int], batch: int, device: str) -> str:
+    """Return the factor of one level, against its goal if there is one."""
+    case = {"kind": kind, "shape": shape, "batch": batch, "device": device, "mode": "training", "steps": 2}
+    cases = [{**case, "levels": n} for n in (0, 1)]
     pixel, wavelet = (results(case)["bytes"] for case in cases)
-    goal, factor = GOALS[len(shape)], pixel / wavelet
-    size = " x ".join(map(str, shape))
+    factor, size = pixel / wavelet, " x ".join(map(str, shape))
+    if kind not in GOALS:
+        return f"- {size}, batch {batch}, factorised convolutions, bands in the plane: {factor:.1f}"
+    goal = GOALS[kind]
     return f"- {size}, batch {batch}: {factor:.1f}, goal {goal:g}: {'reached' if factor >= goal else '**not reached**'}"
 
 
 def page(results: Results, budget: int, device: str, command: str) -> str:
     """Return the page."""
-    sizes = [([128, 128], 8), ([64, 64, 16], 4)]
     tables = []
-    for shape, batch in sizes:
+    for kind, shape, batch in SIZES:
         dims = len(shape)
         names = ", ".join(MODALITIES[dims])
-        widths = "-".join(map(str, NETWORKS[dims]["channels"]))
-        tables += ["", f"## {' x '.join(map(str, shape))}, batch {batch}", "", f"{names}; widths {widths}.", ""]
-        tables += comparison(results, shape, batch, device)
+        widths = "-".join(map(str, NETWORKS[kind]["channels"]))
+        form = ", factorised convolutions" if kind == INFLATED else ""
+        bands = "; bands in the plane, which leave a quarter of the positions" if kind == INFLATED else ""
+        title = f"## {' x '.join(map(str, shape))}, batch {batch}{form}"
+        tables += ["", title, "", f"{names}; widths {widths}{bands}.", ""]
+        tables += comparison(results, kind, shape, batch, device)
     tables += ["", f"## Largest volume within {budget // MIB} MiB", "",
                "Training step of the three-dimensional network on a cube, batch 1.", ""]  # fmt: skip
     tables += largest(results, budget, device)
@@ -217,7 +237,7 @@ def page(results: Results, budget: int, device: str, command: str) -> str:
         "",
         "Factor of the training peak, pixels over one level:",
         "",
-        *[verdict(results, shape, batch, device) for shape, batch in sizes],
+        *[verdict(results, *size, device) for size in SIZES],
     ]
     return "\n".join([*head, *tables]) + "\n"
 

@@ -13,11 +13,15 @@ from monai.bundle import ConfigWorkflow
 
 from multirecon.bundle import read_weights
 from multirecon.data.cached_slabs import build
+from multirecon.networks.inflated import InflatedUNet
+from multirecon.networks.slices import SliceNetwork
 from multirecon.networks.unet import UNet
 
 BUNDLE = Path(__file__).parents[3] / "bundles" / "wavelet_diffusion_petct3d"
 METADATA = BUNDLE / "configs" / "metadata.json"
-PARAMETERS = {"train": 1_403_872, "train_published": 57_942_480}
+PARAMETERS = {"train": 1_990_216, "train_haar3d": 1_403_872, "train_published": 57_942_480}
+NETWORKS = {"multirecon.networks.unet.UNet": UNet, "multirecon.networks.inflated.InflatedUNet": InflatedUNet}
+OVERLAYS = [[], ["evaluate"], ["statistics"], ["train_slices"], ["train_haar3d"], ["train_published"]]
 SMALL = {"network_def#channels": [8, 16], "network_def#attention_levels": [False, True],
          "network_def#num_head_channels": 8, "network_def#norm_num_groups": 8}  # fmt: skip
 TINY = {"depth": 4, "space#shape": [32, 32, 4], "space#spacing_mm": [7.5] * 3}
@@ -48,14 +52,14 @@ def dataset(tmp_path_factory):
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_parameter_counts(name, count):
     arguments = config(name)["network_def"]
-    assert arguments.pop("_target_") == "multirecon.networks.unet.UNet"
     with torch.device("meta"):
-        net = UNet(**arguments)
+        net = NETWORKS[arguments.pop("_target_")](**arguments)
     assert sum(p.numel() for p in net.parameters()) == count
-    assert any(p.ndim == 5 and p.shape[-3:] == (3, 3, 3) for p in net.parameters())  # 3D convolutions
+    kernels = {tuple(p.shape[2:]) for p in net.parameters()}
+    assert (3, 3, 3) in kernels or {(3, 3), (3, 1, 1)} <= kernels  # convolutions along three axes, whole or factorised
 
 
-@pytest.mark.parametrize("overlay", [[], ["evaluate"], ["statistics"], ["train_slices"], ["train_published"]], ids=str)
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=str)
 def test_every_required_property_is_there(overlay, dataset):
     small = {} if overlay == ["train_slices"] else {"depth": 4}
     made = workflow("train", *overlay, bundle_root=str(BUNDLE), dataset_dir=dataset, **small)
@@ -86,6 +90,38 @@ def test_inference_and_training_have_one_prior():
         assert inference[key] == train[key]
     task = json.loads((BUNDLE.parents[1] / "common/multirecon/tasks/petct3d_lowdose.json").read_text())
     assert inference["space"] == task["space"]
+
+
+def test_a_prior_of_slices_becomes_one_of_volumes(dataset, tmp_path):
+    """The way of the shipped weights: trained slice by slice, then with convolutions across slices."""
+    common = {"bundle_root": str(tmp_path), "dataset_dir": dataset, "batch_size": 2, "epoch_length": 1, "amp": False,
+              "sigmas": [0.3], "device": "$torch.device('cpu')"}  # fmt: skip
+    flat = {key.replace("#", "#network#", 1): value for key, value in SMALL.items()}
+    shape = {"space#shape": [32, 32, 1], "space#spacing_mm": [7.5] * 3}
+    first = workflow("train", "train_slices", **common, **flat, **shape, ckpt_dir=str(tmp_path / "flat"), max_steps=1)
+    first.initialize()
+    first.run()
+    start = tmp_path / "flat" / "model.pt"
+    then = workflow("train", **common, **SMALL, **TINY, ckpt_dir=str(tmp_path / "deep"), pretrained=str(start))
+    state, network = then.parser.get_parsed_content("state"), then.parser.get_parsed_content("base_network")
+    state._start_from(start)
+    slices = SliceNetwork(UNet(2, **{k: v for k, v in network_arguments(first).items() if k != "spatial_dims"}))
+    slices.load_state_dict(read_weights(start))
+    volume = torch.randn(1, 8, 16, 16, 2)
+    torch.testing.assert_close(network(volume), slices(volume), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state.average.model(volume), slices(volume), rtol=1e-4, atol=1e-5)
+    then = workflow("train", **common, **SMALL, **TINY, ckpt_dir=str(tmp_path / "deep"), pretrained=str(start),
+                    max_steps=1)  # fmt: skip
+    then.initialize()
+    then.run()
+    trained = read_weights(tmp_path / "deep" / "model.pt")
+    moved = [name for name in trained if "_mixing." in name and name.endswith("conv.weight") and trained[name].any()]
+    assert moved
+
+
+def network_arguments(made):
+    arguments = made.parser["network_def"]["network"]
+    return {key: value for key, value in arguments.items() if key != "_target_"}
 
 
 def test_training_runs_resumes_and_exports(dataset, tmp_path):
@@ -152,7 +188,9 @@ def test_two_processes_train_together(dataset, tmp_path):
 
 def test_the_control_is_reconstructed_with_as_it_was_trained():
     trained, used = config("train_slices"), config("inference_slices")
-    for key in ("prior#domain", "prior#parametrisation", "network_def"):
-        assert used[key] == trained[key]
+    assert used["network_def"] == trained["network_def"]
+    assert not any(key.startswith(("prior", "error#prior")) for key in (*trained, *used))  # the prior of the volumes
+    volumes = {k: v for k, v in config("train")["network_def"].items() if k != "_target_"}
+    assert {**volumes, "spatial_dims": 2} == network_arguments(workflow("train", "train_slices"))
     assert config("inference")["prior"] == config("train")["prior"]
     assert config("inference")["network_def"] == config("train")["network_def"]
