@@ -46,11 +46,11 @@ class SliceMixing(nn.Module):
 
 
 class InflatedUNet(UNet):
-    """2D U-Net on every slice, with a :class:`SliceMixing` after every stage: convolutions factorised into 3 x 3 x 1
-    and 1 x 1 x 3.
+    """2D U-Net on every slice with a :class:`SliceMixing` after every stage.
 
-    With the weights of a trained :class:`UNet` it starts as that network on every slice, to rounding, and learns
-    from there what neighbouring slices tell (:meth:`load_state_dict`).
+    Its convolutions are factorised into 3 x 3 x 1 and 1 x 1 x 3. With the weights of a trained :class:`UNet` it starts
+    as that network on every slice, to rounding, and learns from there what neighbouring slices tell
+    (:meth:`load_state_dict`).
 
     Args:
         in_channels: channels of the volume.
@@ -124,5 +124,6 @@ class InflatedUNet(UNet):
 
 def _width(stage: Stage) -> int:
     """Channels at the end of a stage."""
-    block = stage.block
-    return block.conv.out_channels if isinstance(block, ConvResample) else block.conv2.out_channels
+    block: Any = stage.block
+    last = block.conv if isinstance(block, ConvResample) else block.conv2
+    return int(last.out_channels)
