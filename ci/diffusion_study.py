@@ -84,6 +84,7 @@ class Study:
         parsed = workflow.parser.get_parsed_content
         self.prior = parsed("prior")
         mds = workflow.parser.get("samplers")["mds"]
+        self.eta = float(mds["eta"])
         self.shared = {"error": parsed("error"), "tuning": parsed("tuning"), "autocast": "bfloat16"}
         self.shared |= {key: mds[key] for key in ("iterations", "precondition", "exact_air") if key in mds}
 

@@ -42,6 +42,7 @@ from multirecon.files import atomic_path, save_tensors
 from multirecon.harness.tuning_data import SPLIT
 from multirecon.metrics import evaluate_image, high_frequency_ratio, kid, load_encoder, network_scale
 from multirecon.priors import SampleNoise, reverse_diffusion
+from multirecon.reconstruction import DecomposedSampling
 from multirecon.space import ImageSpace
 
 MR = ("t1", "flair", "t2star")
@@ -288,8 +289,12 @@ def study_all(given: argparse.Namespace, out: Path) -> None:
                 full = scaling.inverse(model(scaling(full)))
                 return torch.cat([full[:, space.channels(n)] for n in task.space.names], dim=1)
 
-            runs = {"regression": regress, f"{next(iter(studies))}, {STEPS} steps": lambda case: study.first_order(
-                STEPS)(case[0], study.network, generator=torch.Generator().manual_seed(1)).as_tensor()}  # fmt: skip
+            sampler = DecomposedSampling(study.prior, steps=STEPS, eta=study.eta, **study.shared)
+
+            def reconstruct(case: Case, sampler: DecomposedSampling = sampler) -> Tensor:
+                return sampler(case[0], study.network, generator=torch.Generator().manual_seed(1)).as_tensor()
+
+            runs = {"regression": regress, f"{next(iter(studies))}, {STEPS} steps": reconstruct}
             for who, run in runs.items():
                 for which in (cases, ones):
                     path = out / TASK / f"{len(which):02d}-{who.replace(' ', '_').replace(',', '')}.json"
