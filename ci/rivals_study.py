@@ -32,13 +32,14 @@ import numpy as np
 import torch
 from diffusion_study import METRICS, Case, Study, average
 from monai.networks.nets import BasicUNet, Critic, Generator, VarAutoEncoder
+from student_study import keep
 from study_pages import fill, table
 from torch import Tensor, nn
 
 from multirecon import tasks
 from multirecon.data.augmentation import training_batches
 from multirecon.data.cached_slices import CachedSlices
-from multirecon.files import atomic_path, save_tensors
+from multirecon.files import save_tensors
 from multirecon.harness.tuning_data import SPLIT
 from multirecon.metrics import evaluate_image, high_frequency_ratio, kid, load_encoder, network_scale
 from multirecon.priors import SampleNoise, reverse_diffusion
@@ -170,14 +171,6 @@ def rival(name: str, space: ImageSpace, out: Path, data: Path, seconds: float) -
     model = made(name, space)
     model.load_state_dict(torch.load(weights, weights_only=True))
     return model.eval(), json.loads(notes.read_text())
-
-
-def keep(path: Path, result: dict[str, Any]) -> None:
-    """Write and print a result."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as draft:
-        draft.write_text(json.dumps(result) + "\n")
-    print(json.dumps(result), flush=True)
 
 
 def sampled(study: Study, count: int) -> Tensor:
