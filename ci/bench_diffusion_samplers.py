@@ -33,7 +33,7 @@ import torch
 from bench_timing import Settings, race
 from deepinv.optim.data_fidelity import L2
 from deepinv.sampling import DPS, DiffPIR
-from study_pages import fill, table
+from study_pages import publish, table
 from torch import Tensor, nn
 
 from multirecon import tasks
@@ -292,10 +292,7 @@ def main() -> int:
                 found |= curve(samplers, cases_of("test"), json.loads((out / "tune.json").read_text()), names)
             with atomic_path(file) as draft:
                 draft.write_text(json.dumps(found, indent=1) + "\n")
-        for name, text in page(out).items():
-            print(text, flush=True)
-            if given.page:
-                fill(given.page, name, text)
+        publish(page(out), given.page)
     except (ValueError, OSError) as error:
         print(f"bench_diffusion_samplers: {error}", file=sys.stderr)
         return 1

@@ -32,7 +32,7 @@ import torch
 from bench_diffusion_samplers import Counted
 from matplotlib.figure import Figure
 from PIL import Image
-from study_pages import fill, table
+from study_pages import publish, table
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -318,10 +318,7 @@ def main() -> int:
         for name in filter(None, given.calibrate.split(",")):
             for solver in solvers:
                 calibrate(study, tasks.load(name), solver, evaluations[0], given.truths, given.draws, out)
-        for name, text in tables(out).items():
-            print(text, flush=True)
-            if given.page:
-                fill(given.page, name, text)
+        publish(tables(out), given.page)
         if given.picture:
             picture(given.picture, out)
     except (ValueError, OSError) as error:

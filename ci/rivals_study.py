@@ -32,17 +32,15 @@ import numpy as np
 import torch
 from diffusion_study import METRICS, Case, Study, average
 from monai.networks.nets import BasicUNet, Critic, Generator, VarAutoEncoder
-from student_study import keep
-from study_pages import fill, table
+from student_study import distance, generated, keep, validation_images
+from study_pages import publish, table
 from torch import Tensor, nn
 
 from multirecon import tasks
 from multirecon.data.augmentation import training_batches
 from multirecon.data.cached_slices import CachedSlices
 from multirecon.files import save_tensors
-from multirecon.harness.tuning_data import SPLIT
-from multirecon.metrics import evaluate_image, high_frequency_ratio, kid, load_encoder, network_scale
-from multirecon.priors import SampleNoise, reverse_diffusion
+from multirecon.metrics import evaluate_image, high_frequency_ratio
 from multirecon.reconstruction import DecomposedSampling
 from multirecon.space import ImageSpace
 
@@ -53,20 +51,20 @@ TASK, TARGET = "pet_from_mr", "pet_fdg"
 
 
 class Vae(nn.Module):
-    """Autoencoder of a stack of modalities; its loss is the negative evidence bound at unit noise of a pixel."""
+    """Autoencoder of a stack of modalities; its loss is the negative evidence bound at a fixed variance of a pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.net = VarAutoEncoder(2, (channels, SIDE, SIDE), out_channels=channels, latent_size=LATENT,
                                   channels=(32, 64, 96, 128, 160), strides=(2, 2, 2, 2, 2), num_res_units=1,
                                   use_sigmoid=False)  # fmt: skip
-        self.weight = 0.02  # variance of a pixel's error, of the size of what a latent of this length leaves
+        self.variance = 0.02  # assumed, in the range -1 to 1
 
     def loss(self, image: Tensor) -> Tensor:
         """Return the loss of a batch."""
         recon, mean, log_variance, _ = self.net(image)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
-        return ((recon - image).square().flatten(1).sum(1) / (2 * self.weight) + divergence).mean() / image[0].numel()
+        return ((recon - image).square().flatten(1).sum(1) / (2 * self.variance) + divergence).mean() / image[0].numel()
 
     def images(self, count: int) -> Tensor:
         """Return images of latents drawn from the standard normal."""
@@ -173,31 +171,14 @@ def rival(name: str, space: ImageSpace, out: Path, data: Path, seconds: float) -
     return model.eval(), json.loads(notes.read_text())
 
 
-def sampled(study: Study, count: int) -> Tensor:
-    """Return unconditional images of a diffusion prior in the range of its network, by deterministic DDIM steps."""
-    denoiser = study.prior.denoiser(study.network.network, autocast=torch.bfloat16)
-    steps, generator, found = study.prior.schedule.kept_steps(STEPS, "trailing"), torch.Generator().manual_seed(3), []
-    for start in range(0, count, BATCH):
-        shape = (min(BATCH, count - start), study.prior.space.num_channels, *study.prior.space.shape)
-        noise = SampleNoise(shape, generator, like=torch.zeros(()))
-        found.append(reverse_diffusion(denoiser, study.prior.schedule, noise, steps=steps, eta=0.0))
-    return torch.cat(found)
-
-
-def unconditional(name: str, make: Callable[[int], Tensor], study: Study, data: Path, count: int) -> dict[str, Any]:
-    """Compare images from nothing with the slices of the validation anatomies."""
-    space, encoder = study.prior.space, load_encoder()
-    validation = CachedSlices(data / SPLIT, modalities=list(space.names), split=SPLIT)
-    unit = torch.stack([validation[i]["image"] for i in range(len(validation))])
-    real = study.prior.scaling.inverse(2 * unit - 1)
-    images = study.prior.scaling.inverse(make(count).clamp(-1, None))
-    row: dict[str, Any] = {"who": name, "count": count, "real": len(real)}
+def unconditional(name: str, images: Tensor, study: Study, data: Path) -> dict[str, Any]:
+    """Compare images from nothing, in physical units, with the slices of the validation anatomies."""
+    space, real = study.prior.space, validation_images(study.prior, data)
+    row: dict[str, Any] = {"who": name, "count": len(images), "real": len(real)}
+    same = min(len(images), len(real))
     for target in space.names:
-        own, modality = space.channels(target), space[target]
-        codes = [encoder.encode(network_scale(x[:, own], modality)) for x in (images, real)]
-        same = min(count, len(real))
-        detail = [energy(x[:same, own]) for x in (images, real)]
-        row[target] = {"kid": kid(codes[0], codes[1], bootstrap=0).value, "hfer": detail[0] / detail[1]}
+        detail = [energy(x[:same, space.channels(target)]) for x in (images, real)]
+        row[target] = {"kid": distance(images, real, space, target), "hfer": detail[0] / detail[1]}
     return row
 
 
@@ -218,10 +199,8 @@ def scores(images: list[Tensor], truths: list[Tensor], task: tasks.Task) -> dict
     """Means over slices, and the kernel distance of all."""
     rows = [evaluate_image(x, t, task.space, targets=[TARGET], metrics=METRICS)[TARGET]
             for x, t in zip(images, truths, strict=True)]  # fmt: skip
-    own, encoder = task.space.channels(TARGET), load_encoder()
-    codes = [encoder.encode(network_scale(torch.cat([x[:, own] for x in xs]), task.space[TARGET]))
-             for xs in (images, truths)]  # fmt: skip
-    return average(rows) | {"kid": kid(codes[0], codes[1], bootstrap=0).value, "slices": len(rows)}
+    kernel = distance(torch.cat(images), torch.cat(truths), task.space, TARGET)
+    return average(rows) | {"kid": kernel, "slices": len(rows)}
 
 
 def recorded(folder: Path, task: tasks.Task) -> dict[str, dict[str, Any]]:
@@ -269,7 +248,8 @@ def study_all(given: argparse.Namespace, out: Path) -> None:
                 path = out / "unconditional" / f"{name}.json"
                 if not path.exists():
                     torch.manual_seed(1)
-                    keep(path, unconditional(name, model.images, study, given.dataset_dir, given.count))
+                    images = scaling.inverse(model.images(given.count).clamp(-1, None))
+                    keep(path, unconditional(name, images, study, given.dataset_dir))
                 continue
             cases = [task.measure(samples[k]) for k in range(len(samples))]
             ones = cases[4::8]  # the slices of --shard 5/8
@@ -300,8 +280,8 @@ def study_all(given: argparse.Namespace, out: Path) -> None:
         for name, prior in studies.items():
             path = out / "unconditional" / f"{name}.json"
             if not path.exists():
-                keep(path, unconditional(f"{name}, {STEPS} steps", lambda n, p=prior: sampled(p, n), study,
-                                         given.dataset_dir, given.count))  # fmt: skip
+                images = generated(prior.prior, prior.network.network, STEPS, given.count, eta=0.0)
+                keep(path, unconditional(f"{name}, {STEPS} steps", images, study, given.dataset_dir))
 
 
 def main() -> int:
@@ -320,10 +300,7 @@ def main() -> int:
     torch.set_num_threads(1)
     try:
         study_all(given, out)
-        for name, text in tables(out).items():
-            print(text, flush=True)
-            if given.page:
-                fill(given.page, name, text)
+        publish(tables(out), given.page)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"rivals_study: {error}", file=sys.stderr)
         return 1

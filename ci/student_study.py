@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from diffusion_study import LEAST, METRICS, Study, average, cases_of
-from study_pages import fill, table
+from study_pages import publish, table
 from torch import Tensor, nn
 
 from multirecon import tasks
@@ -35,9 +35,10 @@ from multirecon.data.cached_slices import CachedSlices
 from multirecon.files import atomic_path
 from multirecon.harness.tuning_data import SPLIT
 from multirecon.metrics import evaluate_image, kid, load_encoder, network_scale
-from multirecon.priors import SampleNoise, reverse_diffusion
+from multirecon.priors import DiffusionPrior, SampleNoise, reverse_diffusion
 from multirecon.priors.distillation import frozen_copy
 from multirecon.reconstruction import DecomposedSampling
+from multirecon.space import ImageSpace
 
 EVALUATIONS = (1, 2, 4, 8)
 TEACHER, STUDENT = "teacher", "student"
@@ -60,21 +61,40 @@ class Pair:
 
     def generate(self, who: str, evaluations: int, count: int) -> Tensor:
         """Return unconditional images ``(count, C, *shape)`` in physical units; the same noise for both."""
-        denoiser = self.prior.denoiser(self.networks[who], autocast=torch.bfloat16)
-        times = self.prior.schedule.kept_steps(evaluations, "trailing")
         options: dict[str, Any] = {"eta": 0.0} if who == TEACHER else {"eta": 1.0, "noise_split": "dds"}
-        generator, found = torch.Generator().manual_seed(3), []
-        for start in range(0, count, BATCH):
-            shape = (min(BATCH, count - start), self.prior.space.num_channels, *self.prior.space.shape)
-            noise = SampleNoise(shape, generator, like=torch.zeros(()))
-            x = reverse_diffusion(denoiser, self.prior.schedule, noise, steps=times, **options)
-            found.append(self.prior.scaling.inverse(x))
-        return torch.cat(found)
+        return generated(self.prior, self.networks[who], evaluations, count, **options)
 
     def sampler(self, who: str, evaluations: int) -> DecomposedSampling:
         """Return decomposed sampling at the same times for both; the student's noise is fresh."""
         options: dict[str, Any] = {} if who == TEACHER else {"eta": 1.0, "noise_split": "dds"}
         return DecomposedSampling(self.prior, steps=evaluations, spacing="trailing", **self.study.shared, **options)
+
+
+def generated(prior: DiffusionPrior, network: nn.Module, evaluations: int, count: int, **options: Any) -> Tensor:
+    """Return unconditional images of a prior ``(count, C, *shape)`` in physical units, at trailing times."""
+    denoiser = prior.denoiser(network, autocast=torch.bfloat16)
+    times = prior.schedule.kept_steps(evaluations, "trailing")
+    generator, found = torch.Generator().manual_seed(3), []
+    for start in range(0, count, BATCH):
+        shape = (min(BATCH, count - start), prior.space.num_channels, *prior.space.shape)
+        noise = SampleNoise(shape, generator, like=torch.zeros(()))
+        x = reverse_diffusion(denoiser, prior.schedule, noise, steps=times, **options)
+        found.append(prior.scaling.inverse(x))
+    return torch.cat(found)
+
+
+def validation_images(prior: DiffusionPrior, dataset_dir: Path) -> Tensor:
+    """Return the slices of the validation anatomies in a cached set, in physical units."""
+    data = CachedSlices(dataset_dir / SPLIT, modalities=list(prior.space.names), split=SPLIT)
+    unit = torch.stack([data[i]["image"] for i in range(len(data))])
+    return prior.scaling.inverse(2 * unit - 1)
+
+
+def distance(images: Tensor, truths: Tensor, space: ImageSpace, name: str) -> float:
+    """Return the kernel distance of the images of one modality in two sets of stacks."""
+    own, encoder = space.channels(name), load_encoder()
+    codes = [encoder.encode(network_scale(x[:, own], space[name])) for x in (images, truths)]
+    return kid(codes[0], codes[1], bootstrap=0).value
 
 
 def keep(path: Path, result: dict[str, Any]) -> None:
@@ -87,15 +107,7 @@ def keep(path: Path, result: dict[str, Any]) -> None:
 
 def generation(pair: Pair, out: Path, dataset_dir: Path, count: int) -> None:
     """Kernel distances of unconditional images to validation slices; one file each."""
-    space, encoder = pair.prior.space, load_encoder()
-
-    def features(images: Tensor, name: str) -> Tensor:
-        return encoder.encode(network_scale(images[:, space.channels(name)], space[name]))
-
-    data = CachedSlices(dataset_dir / SPLIT, modalities=list(space.names), split=SPLIT)
-    unit = torch.stack([data[i]["image"] for i in range(len(data))])
-    real = pair.prior.scaling.inverse(2 * unit - 1)
-    truths = {name: features(real, name) for name in space.names}
+    space, real = pair.prior.space, validation_images(pair.prior, dataset_dir)
     for who in (TEACHER, STUDENT):
         for evaluations in EVALUATIONS:
             path = out / "generation" / f"{who}-{evaluations}.json"
@@ -104,13 +116,12 @@ def generation(pair: Pair, out: Path, dataset_dir: Path, count: int) -> None:
                 images = pair.generate(who, evaluations, count)
                 row: dict[str, Any] = {"who": who, "evaluations": evaluations, "count": count, "real": len(real),
                                        "seconds": (time.process_time() - begin) / count}  # fmt: skip
-                row |= {name: kid(features(images, name), truths[name], bootstrap=0).value for name in space.names}
+                row |= {name: distance(images, real, space, name) for name in space.names}
                 keep(path, row)
 
 
 def reconstruction(pair: Pair, out: Path, names: list[str], slices: int) -> None:
     """Quality of decomposed sampling with both; one file each."""
-    encoder = load_encoder()
     for task in map(tasks.load, names):
         cases = cases_of(task, SPLIT, slices)
         for who in (TEACHER, STUDENT):
@@ -130,11 +141,8 @@ def reconstruction(pair: Pair, out: Path, names: list[str], slices: int) -> None
                 for target in task.targets:
                     result[target] = average([row[target] for row in rows])
                     if len(cases) >= LEAST:
-                        own, modality = task.space.channels(target), task.space[target]
-                        sets = [torch.cat([image[:, own] for image in found])
-                                for found in (images, [truth for _, truth in cases])]  # fmt: skip
-                        codes = [encoder.encode(network_scale(s, modality)) for s in sets]
-                        result[target]["kid"] = kid(codes[0], codes[1], bootstrap=0).value
+                        truths = torch.cat([truth for _, truth in cases])
+                        result[target]["kid"] = distance(torch.cat(images), truths, task.space, target)
                 keep(path, result)
 
 
@@ -183,10 +191,7 @@ def main() -> int:
                 if given.dataset_dir:
                     generation(pair, out, given.dataset_dir, given.count)
                 reconstruction(pair, out, [name for name in given.tasks.split(",") if name], given.slices)
-        for name, text in tables(out).items():
-            print(text, flush=True)
-            if given.page:
-                fill(given.page, name, text)
+        publish(tables(out), given.page)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"student_study: {error}", file=sys.stderr)
         return 1

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from multirecon.files import atomic_path
 
-__all__ = ["fill", "table"]
+__all__ = ["fill", "publish", "table"]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -41,3 +42,11 @@ def fill(page: Path, name: str, text: str) -> None:
     if new != old:
         with atomic_path(page) as draft:
             draft.write_text(new, encoding="utf-8")
+
+
+def publish(blocks: Mapping[str, str], page: Path | None) -> None:
+    """Print the texts of blocks, and put them into a page if there is one."""
+    for name, text in blocks.items():
+        print(text, flush=True)
+        if page:
+            fill(page, name, text)

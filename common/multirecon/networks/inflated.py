@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .unet import ConvResample, Stage, UNet, _zeroed, timestep_embedding
+from .unet import ConvResample, Stage, UNet, _zeroed
 
 __all__ = ["InflatedUNet", "SliceMixing"]
 
@@ -82,9 +82,12 @@ class InflatedUNet(UNet):
         """Load weights of this network, or of a :class:`SliceNetwork` whose U-Net it then is on every slice."""
         if state_dict and all(name.startswith("network.") for name in state_dict):
             own = {name: value for name, value in self.state_dict().items() if "_mixing." in name}
-            for name, value in own.items():
-                own[name] = torch.zeros_like(value) if ".conv." in name else value
-            state_dict = {**own, **{name.removeprefix("network."): value for name, value in state_dict.items()}}
+            identity = {name: torch.zeros_like(value) for name, value in own.items() if ".conv." in name}
+            state_dict = {
+                **own,
+                **identity,
+                **{name.removeprefix("network."): value for name, value in state_dict.items()},
+            }
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def forward(self, image: Tensor, timestep: Tensor | None = None) -> Tensor:
@@ -101,11 +104,7 @@ class InflatedUNet(UNet):
             if size % self.factor != 0:
                 raise ValueError(f"image: expected rows and columns divisible by {self.factor}, got {image.shape}")
         batch, depth = image.shape[0], image.shape[4]
-        if timestep is None:
-            timestep = torch.zeros(batch, device=image.device)
-        timestep = timestep.reshape(-1).expand(batch)
-        embedding = timestep_embedding(timestep, self.embedding_width).to(self.time1.weight.dtype)
-        volumes = self.time2(F.silu(self.time1(embedding)))
+        volumes = self.embed(image, timestep)
         slices = volumes.repeat_interleave(depth, dim=0)
         hidden = self.stem(image.permute(0, 4, 1, 2, 3).flatten(0, 1))
         skips = [hidden]

@@ -367,11 +367,7 @@ class UNet(nn.Module):
         for size in image.shape[2:]:
             if size % self.factor != 0:
                 raise ValueError(f"image: expected axes divisible by {self.factor}, got {image.shape}")
-        if timestep is None:
-            timestep = torch.zeros(image.shape[0], device=image.device)
-        timestep = timestep.reshape(-1).expand(image.shape[0])
-        embedding = timestep_embedding(timestep, self.embedding_width).to(self.time1.weight.dtype)
-        embedding = self.time2(F.silu(self.time1(embedding)))
+        embedding = self.embed(image, timestep)
         hidden = self.stem(image)
         skips = [hidden]
         for stage in self.encoder:
@@ -382,6 +378,14 @@ class UNet(nn.Module):
             entry = skips.pop()
             hidden = stage(torch.cat([hidden, entry], dim=1) if self.concatenate else hidden + entry, embedding)
         return self.head(F.silu(self.norm(hidden)))
+
+    def embed(self, image: Tensor, timestep: Tensor | None) -> Tensor:
+        """Return the embedding of the diffusion times of a batch, ``(B, 4 channels[0])``."""
+        if timestep is None:
+            timestep = torch.zeros(image.shape[0], device=image.device)
+        timestep = timestep.reshape(-1).expand(image.shape[0])
+        embedding = timestep_embedding(timestep, self.embedding_width).to(self.time1.weight.dtype)
+        return self.time2(F.silu(self.time1(embedding)))
 
 
 def _zeroed(module: nn.Module) -> nn.Module:
